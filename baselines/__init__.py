@@ -1,0 +1,1 @@
+"""The ground: what is compressed, on what data, and how it is trained."""

@@ -1,0 +1,1 @@
+"""Networks of the baselines; ResNet-50 comes from torchvision."""

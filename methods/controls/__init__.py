@@ -1,0 +1,1 @@
+"""Controls: the rows that every comparison needs."""

@@ -1,0 +1,1 @@
+"""Filter (channel) pruning."""

@@ -1,0 +1,1 @@
+"""Shared numerics of the methods, each thing once."""
