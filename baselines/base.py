@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,8 +54,6 @@ class Recipe:
 
 def cosine(done: float) -> float:
     """Half a cosine from 1 to 0."""
-    import math
-
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
@@ -65,7 +64,8 @@ class Baseline:
     ``net`` and ``student`` build an untrained network from the number of classes. ``train`` maps each dense budget to
     a recipe; ``finetune`` is the schedule that methods get (its ``epochs`` is the total of one ``compress`` at budget
     ``short``). ``crop`` is the padding of the random crop in pixels, ``flip`` allows mirroring. ``published`` holds
-    the dense accuracy in percent (``top1``, ``top5``) and ``source`` says where it is printed.
+    the dense accuracy in percent (``top1``, ``top5``) and ``source`` says where it is printed. ``pretrained`` builds the net with published weights where the dense net is
+    not trained here.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Baseline:
     source: str = ""
     budgets: tuple[str, ...] = BUDGETS
     default_budget: str = "paper"
-    num_classes: int | None = None
+    pretrained: Callable[[], nn.Module] | None = None
 
 
 def names() -> list[str]:
