@@ -318,7 +318,8 @@ def fetch(name: str, root: Path) -> Path:
     except Exception as error:
         raise UserError(
             f"There is no {name} in {root} and it could not be downloaded ({type(error).__name__}: {error}). On a "
-            f"machine with a network run 'python scripts/fetch_data.py {name} --root FOLDER', then pass data.root=FOLDER."
+            f"machine with a network run 'python scripts/fetch_data.py {name} --root FOLDER', then pass "
+            "data.root=FOLDER."
         ) from error
     arrays = {}
     for part, data in parts.items():

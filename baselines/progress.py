@@ -44,7 +44,7 @@ class Progress:
         elif now - self.shown > 60:
             self.shown = now
             rate = self.images / (now - self.began)
-            print(f"step {self.done} of {self.total}, loss {float(loss):.3f}, {rate:.0f} images/s", flush=True)
+            print(f"step {self.done} of {self.total}, loss {float(loss.detach()):.3f}, {rate:.0f} images/s", flush=True)
 
     def _estimate(self, task: Task, seconds: float, images: int) -> None:
         left = seconds * (self.total - self.done)

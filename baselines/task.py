@@ -140,6 +140,7 @@ class Task:
         self.details: dict[str, Any] = {}
         self.curve: list[list[float]] = []
         self.entered_training: nn.Module | None = None
+        self.from_scratch = False
         self._baseline, self._dense, self._teacher, self._journal = baseline, dense, teacher, journal
         self._normalise = Normalise(baseline.mean, baseline.std, self.engine)
         self._augment = Augment(baseline.crop, baseline.flip, baseline.augment == "resized")
@@ -156,10 +157,12 @@ class Task:
 
     def fresh(self) -> nn.Module:
         """The baseline's architecture, untrained, on the device."""
+        self.from_scratch = True
         return self.engine.place(self._baseline.net(self.num_classes))
 
     def student(self) -> nn.Module:
         """The baseline's smaller sibling, untrained, on the device."""
+        self.from_scratch = True
         return self.engine.place(self._baseline.student(self.num_classes))
 
     def sibling(self, name: str) -> nn.Module:

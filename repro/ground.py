@@ -1,0 +1,187 @@
+"""What a run stands on, resolved from its configuration: baseline, data, device, folders, and the trained dense net."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from baselines import base, weights
+from baselines import task as tasks
+from baselines.base import Baseline
+from baselines.data import Data
+from baselines.errors import UserError
+from baselines.task import Engine, Task
+from repro.record import plain
+
+if TYPE_CHECKING:
+    from repro.config import RunConfig
+
+
+@dataclass
+class Ground:
+    """Everything a run stands on, resolved from the configuration."""
+
+    cfg: RunConfig
+    baseline: Baseline
+    data: Data
+    engine: Engine
+    budget: str
+    cache: Path
+    results: Path
+
+    @property
+    def dense_budget(self) -> str:
+        """The budget that the dense net is trained at: the run's own, ``short`` for a run without training."""
+        return "short" if self.budget == "zero" else self.budget
+
+
+@dataclass
+class Dense:
+    """The trained baseline: ``given`` when its weights were not trained by this machine for this seed."""
+
+    model: nn.Module
+    sha256: str
+    given: bool
+
+
+def cache_dir(cfg: RunConfig) -> Path:
+    """``cache=...``, else $REPRO_CACHE, else a folder in the home."""
+    given = cfg.cache or os.environ.get("REPRO_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "repro-compression"
+
+
+def results_dir(cfg: RunConfig) -> Path:
+    """``results.dir=...``, else ./results."""
+    return Path(cfg.results.dir or "results")
+
+
+def prepare(cfg: RunConfig) -> Ground:
+    """Seeds, data, device and folders of a run."""
+    baseline = base.load(cfg.baseline.name)
+    budget = cfg.budget or baseline.default_budget
+    if budget not in baseline.budgets:
+        raise UserError(f"{baseline.name} has no budget '{budget}'. Choose one of: {', '.join(baseline.budgets)}.")
+    if cfg.device.threads:
+        torch.set_num_threads(cfg.device.threads)
+    data = baseline.data(cfg.data)
+    ground = Ground(cfg, baseline, data, Engine(), budget, cache_dir(cfg), results_dir(cfg))
+    ground.engine = engine(ground)
+    data.train, data.test = data.train.to(ground.engine.device), data.test.to(ground.engine.device)
+    return ground
+
+
+def engine(ground: Ground) -> Engine:
+    """Device, precision and memory format: as asked, else the fastest, measured once per machine and kept."""
+    ask = ground.cfg.device
+    device = torch.device(ask.name if ask.name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device.name={ask.name}, but torch sees no such device here. Use device.name=cpu or auto.")
+    precision, channels_last = "fp32", False
+    if ground.budget in ("short", "paper") and (ask.precision == "auto" or ask.channels_last is None):
+        precision, channels_last = fastest(ground, device)
+    if ask.precision != "auto":
+        precision = ask.precision
+    if ask.channels_last is not None:
+        channels_last = ask.channels_last
+    return Engine(device, precision, channels_last)
+
+
+def fastest(ground: Ground, device: torch.device) -> tuple[str, bool]:
+    """The measured choice for this baseline, device, thread count and torch, from the cache or measured now."""
+    path = ground.cache / "speed.json"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    key = f"{ground.baseline.name} | {name} | {torch.get_num_threads()} threads | torch {torch.__version__}"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if key not in known:
+        example = torch.zeros(1, *ground.data.train.shape())
+        known[key] = list(tasks.fastest(ground.baseline.net(ground.data.num_classes), example, device))
+        write_json(path, known)
+    return tuple(known[key])
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Under a temporary name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True))
+    os.replace(temporary, path)
+
+
+def dense_net(ground: Ground) -> Dense:
+    """The trained baseline: given weights, a checkpoint of the project, published weights, the cache, or trained."""
+    b, classes = ground.baseline, ground.data.num_classes
+    shipped = weights.CHECKPOINTS / f"{b.name}_{ground.dense_budget}.safetensors"
+    given = True
+    if ground.cfg.baseline.weights:
+        model = weights.load(b.net(classes), Path(ground.cfg.baseline.weights).expanduser(), b.name)
+    elif shipped.exists():
+        model = weights.load(b.net(classes), shipped, b.name)
+    elif b.pretrained is not None:
+        model = b.pretrained()
+    else:
+        model, given = trained(ground)[0], False
+    model = ground.engine.place(model).eval()
+    return Dense(model, weights.digest(model.state_dict()), given)
+
+
+def trained(ground: Ground) -> tuple[nn.Module, dict[str, Any]]:
+    """(the dense net trained at this budget and seed, its meter and curve): from the cache, or trained now."""
+    b, seed, budget = ground.baseline, ground.cfg.seed, ground.dense_budget
+    if not b.train:
+        raise UserError(f"{b.name} is not trained here: it uses published weights, or baseline.weights=FILE.")
+    recipe = b.train.get(budget) or b.train["short"]
+    asked = [
+        b.name,
+        budget,
+        seed,
+        dataclasses.asdict(recipe),
+        ground.data.sha256,
+        ground.cfg.data.holdout,
+        tasks.VERSION,
+    ]
+    key = hashlib.sha256(json.dumps(plain(asked), sort_keys=True).encode()).hexdigest()[:12]
+    path = ground.cache / "dense" / f"{b.name}-{budget}-seed{seed}-{key}.safetensors"
+    tasks.seed_everything(seed)
+    model = b.net(ground.data.num_classes)
+    if path.exists():
+        state, facts = weights.read(path)
+        return ground.engine.place(weights.fit(model, state, path, b.name)), facts
+    journal = ground.cache / "journal" / f"dense-{key}"
+    dense_ground = dataclasses.replace(ground, budget=budget)
+    task = Task(b, ground.data, **options_of(dense_ground), journal=journal, label=f"dense {b.name}")
+    task.train_dense(ground.engine.place(model), recipe)
+    facts = {"meter": dataclasses.asdict(task.meter), "curve": task.curve, "recipe": plain(dataclasses.asdict(recipe))}
+    weights.save(model, path, facts)
+    shutil.rmtree(journal, ignore_errors=True)
+    return model, facts
+
+
+def options_of(ground: Ground) -> dict[str, Any]:
+    """The keywords that every Task of this ground gets."""
+    cfg = ground.cfg
+    return {"budget": ground.budget, "seed": cfg.seed, "engine": ground.engine, "holdout": cfg.data.holdout}
+
+
+def teacher(ground: Ground) -> nn.Module | None:
+    """``baseline.teacher=FILE``: weights of this baseline's net or of one of its siblings; None: the dense net."""
+    if not ground.cfg.baseline.teacher:
+        return None
+    path, b = Path(ground.cfg.baseline.teacher).expanduser(), ground.baseline
+    state, _ = weights.read(path)
+    fault = None
+    for name, build in {b.name: b.net, **b.siblings}.items():
+        try:
+            return ground.engine.place(weights.fit(build(ground.data.num_classes), state, path, name))
+        except UserError as error:
+            fault = fault or error
+    raise fault

@@ -1,0 +1,54 @@
+"""Where a number comes from: code, packages, device, data and weights."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from repro.ground import Ground
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "torch-pruning", "hydra-core")
+
+
+def provenance(ground: Ground, dense_sha256: str, code: str, kit: dict[str, int]) -> dict[str, Any]:
+    """Where a number comes from: code, packages, device, data and weights."""
+    e = ground.engine
+    commit, dirty = git_state()
+    device = torch.cuda.get_device_name(e.device) if e.device.type == "cuda" else f"cpu ({platform.machine()})"
+    return {
+        "commit": commit, "dirty": dirty, "packages": packages(), "python": platform.python_version(),
+        "device": device, "precision": e.precision, "channels_last": e.channels_last,
+        "threads": torch.get_num_threads(), "data_sha256": ground.data.sha256, "dense_sha256": dense_sha256,
+        "code_hash": code, "kit_versions": kit, "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> tuple[str | None, bool | None]:
+    """(commit, whether tracked files differ from it) of the checkout this code runs from; None outside one."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "-uno", "--", "*.py"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
