@@ -1,0 +1,269 @@
+"""The command line: ``python -m repro COMMAND [KEY=VALUE ...]``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from baselines.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from repro.config import RunConfig
+
+HELP = ("-h", "--help")
+SWEEP = ("-m", "--multirun")
+SHOW = ("-c", "--cfg")
+SHOWN = ("job", "hydra", "all")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: what it does in a line, how it is called, and the function that gets its words."""
+
+    summary: str
+    usage: str
+    do: Callable[[list[str]], int]
+    help: Callable[[list[str]], str] = lambda words: ""
+
+
+class Job:
+    """What Hydra calls for every run of a sweep, in this process or (with a launcher) in another one."""
+
+    def __init__(self, work: Callable[[RunConfig], None], sweep: bool) -> None:
+        """``work`` gets the configuration of one run."""
+        self.work, self.sweep, self.process, self.failed = work, sweep, os.getpid(), 0
+
+    def __call__(self, cfg: DictConfig) -> None:
+        """Do one run; bad input ends this run only, with its sentence."""
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        try:
+            self.work(OmegaConf.to_object(cfg))
+        except UserError as error:
+            words = " ".join(HydraConfig.get().overrides.task)
+            told = UserError(f"{words}: {error}" if self.sweep and words else str(error))
+            if os.getpid() != self.process:
+                raise told from error
+            self.failed += 1
+            print(told, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the words ask; the exit status: 0, 1 where a check failed, 2 for bad input, 130 after Ctrl-C."""
+    verb, *words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        if verb in (*HELP, "help"):
+            print(overview())
+            return 0
+        command = find(verb)
+        if set(words) & set(HELP):
+            print(f"{command.summary}\n\n  {command.usage}\n\n{command.help(words)}".rstrip())
+            return 0
+        return command.do(words)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped: what was finished is kept, and the same command goes on from there.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def find(verb: str) -> Verb:
+    """The command called ``verb``; UserError where there is none."""
+    if verb not in VERBS:
+        import difflib
+
+        close = difflib.get_close_matches(verb, VERBS, 1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"There is no command '{verb}'.{hint} Choose one of: {', '.join(VERBS)}.")
+    return VERBS[verb]
+
+
+def overview() -> str:
+    """The help of the whole command line."""
+    lines = ["Neural-network compression: one runner, fixed baselines, records, leaderboards.", ""]
+    lines += ["  python -m repro COMMAND [KEY=VALUE ...]", "", "Commands:"]
+    lines += [f"  {name:12} {verb.summary}" for name, verb in VERBS.items()]
+    lines += ["", "Examples:", *(f"  {verb.usage}" for verb in VERBS.values())]
+    return "\n".join([*lines, "", "`python -m repro COMMAND --help` says more about one command."])
+
+
+# ------------------------------------------------------------------------------- commands that Hydra configures
+
+
+def compose(words: Sequence[str], work: Callable[[RunConfig], None], without: Sequence[str] = ()) -> int:
+    """Let Hydra make the configuration (or, with -m, each of several) and give it to ``work``; the exit status."""
+    from repro import config
+
+    words, sweep = config.quoted(words), bool(set(words) & set(SWEEP))
+    config.check(_overrides(words), sweep, without)
+    config.register()
+    job = Job(work, sweep)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to here, and told in one sentence
+    import hydra
+
+    given, sys.argv = sys.argv, [config.NAME, *words]
+    try:
+        hydra.main(config_path=None, config_name=config.NAME, version_base="1.3")(job)()
+    except Exception as error:
+        told = config.translate(error)
+        if told is None:
+            raise
+        raise told from error
+    finally:
+        sys.argv = given
+    return 2 if job.failed else 0
+
+
+def _overrides(words: Sequence[str]) -> list[str]:
+    """The KEY=VALUE words among Hydra's flags and their values; UserError where a flag is unknown."""
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        if word in (*SWEEP, *SHOW, "--resolve") or (before in SHOW and word in SHOWN):
+            continue
+        if before in SHOW or word.startswith("-"):
+            flags = "-m (run all combinations), --cfg job (show the configuration, run nothing), --help"
+            raise UserError(f"'{word}' is not known here. Choose one of: {flags}, KEY=VALUE.")
+        found.append(word)
+    if words and words[-1] in SHOW:
+        raise UserError(f"'{words[-1]}' needs a word after it. Choose one of: {', '.join(SHOWN)}.")
+    return found
+
+
+def _run(words: list[str]) -> int:
+    return compose(words, run_one)
+
+
+def run_one(cfg: RunConfig) -> None:
+    """Compress one net, record it and say what came out."""
+    from repro import show
+    from repro.run import results_dir, run
+
+    record = run(cfg)
+    show.summary(record, Path(results_dir(cfg), "records", record.place()))
+
+
+def _train(words: list[str]) -> int:
+    return compose(words, train_one, WITHOUT_METHOD)
+
+
+def train_one(cfg: RunConfig) -> None:
+    """Train one dense net, record it and say how good it is."""
+    from repro import show
+    from repro.run import results_dir, train_dense
+
+    record = train_dense(cfg)
+    show.summary(record, Path(results_dir(cfg), "records", record.place()))
+
+
+def _measure(words: list[str]) -> int:
+    return compose(words, measure_one, WITHOUT_METHOD)
+
+
+def measure_one(cfg: RunConfig) -> None:
+    """Measure the nets in the cache again."""
+    from repro.measure import refresh
+
+    written = refresh(cfg)
+    print(*written, sep="\n", end="\n" if written else "")
+    print(f"{len(written)} records of {cfg.baseline.name} were measured again.")
+
+
+# ------------------------------------------------------------------------------------------- the other commands
+
+
+def pairs(words: Sequence[str], allowed: Sequence[str]) -> dict[str, str]:
+    """The KEY=VALUE words as a dict; UserError for any other key."""
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key not in allowed or not equals or not value:
+            raise UserError(f"'{word}' is not an option here. Choose one of: {', '.join(f'{k}=...' for k in allowed)}.")
+        found[key] = value
+    return found
+
+
+def _list(words: list[str]) -> int:
+    from repro import show
+
+    if words not in ([], ["--json"]):
+        raise UserError(f"'{' '.join(words)}' is not an option of list: give --json or nothing.")
+    show.listing_json() if words else show.listing()
+    return 0
+
+
+def _check(words: list[str]) -> int:
+    from repro import checks, registry, show
+
+    chosen = pairs(words, ["method"]).get("method")
+    names = chosen.split(",") if chosen else list(registry.entries())
+    for name in names:
+        if name not in registry.entries():
+            registry.method_class(name)
+    good = [show.checked(name, checks.run_all(name)) for name in names]
+    return 0 if all(good) else 1
+
+
+def _leaderboard(words: list[str]) -> int:
+    folder = pairs(words, ["results.dir"]).get("results.dir", "results")
+    from baselines import base
+    from repro import registry
+    from repro.leaderboard import build, write
+    from repro.record import load_all
+
+    records, problems = load_all(folder)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not records:
+        raise UserError(f"There are no records below {Path(folder, 'records')}: make one with `python -m repro run`.")
+    usable = {name: entry.cls for name, entry in registry.entries().items() if entry.cls}
+    written = write(build(records, usable, {name: base.load(name) for name in base.names()}), folder)
+    print(f"{len(records)} records made these files:", *written, sep="\n  ")
+    return 2 if problems else 0
+
+
+def _run_help(words: list[str]) -> str:
+    from repro import show
+
+    chosen = [word.removeprefix("method=") for word in words if word.startswith("method=")]
+    text = f"Options:\n{show.options()}\n  {'method.FIELD=':22} a hyper-parameter of the method\n"
+    text += "\nFlags:\n  -m                     run all combinations of KEY=a,b,c\n"
+    text += "  --cfg job              show the configuration, run nothing\n\n"
+    names = chosen[0].split(",") if chosen else []
+    return text + ("\n\n".join(map(show.method_help, names)) or "Add method=NAME to see the fields of a method.")
+
+
+def _train_help(words: list[str]) -> str:
+    from repro import show
+
+    return f"Options:\n{show.options(WITHOUT_METHOD)}"
+
+
+WITHOUT_METHOD = ("method", "recipe", "start")
+VERBS: dict[str, Verb] = {
+    "run": Verb("compress a net, measure it, record it", "python -m repro run method=hrank", _run, _run_help),
+    "train": Verb("train a dense net", "python -m repro train baseline=vgg16_cifar10 seed=0", _train, _train_help),
+    "leaderboard": Verb(
+        "make the tables from the records", "python -m repro leaderboard results.dir=results", _leaderboard
+    ),
+    "list": Verb("show methods, recipes and baselines", "python -m repro list [--json]", _list),
+    "check": Verb("check a method against the contract", "python -m repro check method=hrank", _check),
+    "measure": Verb(
+        "measure cached nets again", "python -m repro measure baseline=vgg16_mnist5k", _measure, _train_help
+    ),
+}
+
+if __name__ == "__main__":
+    from repro.__main__ import main as importable  # a sweep's other processes find Job under this name
+
+    sys.exit(importable())

@@ -1,0 +1,321 @@
+"""Records -> the rows of one table per (baseline, budget): a pure function of the records and the classes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from baselines.base import BUDGETS, Baseline
+from methods.base import Method
+from repro.record import Measurement, Record, canonical, plain, stale_ids
+from repro.registry import ROOT
+from repro.verdict import (
+    cell,
+    contradictions,
+    deviations,
+    printed_rows,
+    settings,
+    structure,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEPARATION = 2.0  # combined stds between the dense net and a random control below which a board cannot rank
+NOT_RUN = "not run yet"
+ZERO = "zero training: top-1 right after compression, no fine-tuning"
+
+
+@dataclass(frozen=True)
+class Board:
+    """One table: ``rows`` as in the CSV, but for keys with a leading _.
+
+    ``metric``: what Δ and rank refer to; ``head``: how many classes the net tells apart; ``top5``: whether it is shown.
+    """
+
+    title: str
+    slug: str
+    metric: str
+    head: str
+    top5: bool
+    rows: list[dict[str, Any]]
+    remarks: list[str]
+    footnotes: list[str]
+
+
+@dataclass(frozen=True)
+class Boards:
+    """All tables, and all their rows in one ``frame``."""
+
+    boards: list[Board]
+    frame: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class _View:
+    methods: Mapping[str, type[Method]]
+    baselines: Mapping[str, Baseline]
+    stale: set[str]
+    by_id: dict[str, Record]
+
+
+def build(
+    records: Iterable[Record],
+    methods: Mapping[str, type[Method]],
+    baselines: Mapping[str, Baseline],
+    methods_dir: Path = ROOT,
+) -> Boards:
+    """Tables of all records but the smoke ones; ``methods_dir`` holds the files that staleness is judged by."""
+    import pandas as pd
+
+    kept = sorted((r for r in records if r.budget != "smoke"), key=lambda r: (r.seed, r.id))
+    view = _View(methods, baselines, stale_ids(kept, methods_dir), {r.id: r for r in kept})
+    on_board = defaultdict(list)
+    for record in kept:
+        on_board[record.baseline, _data(record), BUDGETS.index(record.budget)].append(record)
+    boards = [_board(on_board[key], view) for key in sorted(on_board)]
+    public = [{k: v for k, v in row.items() if k[0] != "_"} for board in boards for row in board.rows]
+    frame = pd.DataFrame(public)
+    whole = {name for row in public for name, value in row.items() if type(value) is int}
+    return Boards(boards, frame.astype(dict.fromkeys(whole, "Int64")))
+
+
+# ------------------------------------------------------------------------------------------- records -> rows
+
+
+def _data(record: Record) -> str:
+    """The data set of a record; a subset has brackets in its name."""
+    return str(record.options.get("data", ""))
+
+
+def _comparable(record: Record) -> bool:
+    """Whether a paper's figure for the baseline can stand beside the record: same data, no earlier method before it."""
+    return "[" not in _data(record) and record.compressed.subset_top1 is None and record.parent is None
+
+
+def _board(records: list[Record], view: _View) -> Board:
+    records = [r for r in records if r.kind == "run"] + _trained(records)
+    first, ok = records[0], [r for r in records if r.status == "ok"]
+    among = [value for r in ok for value in (r.dense.subset_top1, r.compressed.subset_top1)]
+    subset = first.budget != "zero" and ok and None not in among
+    metric = "subset_top1" if subset else "top1"
+    groups = defaultdict(list)
+    for record in records:
+        groups[_group_key(record, view.by_id)].append(record)
+    options = {key for r in records for key in r.options}
+    varied = {key for key in options if len({str(plain(r.options.get(key))) for r in records}) > 1}
+    rows = [_row(group, view, metric, varied) for group in groups.values()]
+    for label, same in grouped(rows, lambda r: (r["method"], r["setting"])).items():
+        for row in same if len(same) > 1 else []:
+            row["setting"] = f"{label[1]} #{row['ids'][:4]}"
+    rows.sort(key=_order)
+    remarks = _rank(rows, metric) + _not_run(first, rows, view)
+    footnotes = _footnotes(rows)
+    data = _data(first)
+    name = first.baseline if not data or data in first.baseline else f"{first.baseline} ({data})"
+    head = f"{first.layers[-1]['dense'][0]}-way" if first.layers and first.layers[-1]["dense"] else "all classes"
+    slug = re.sub(r"[^a-z0-9_]+", "-", f"{name} {first.budget}".lower()).strip("-")
+    title = f"{name}, budget {first.budget}" + (f" - {ZERO}" if first.budget == "zero" else "")
+    top5 = "top5" in getattr(view.baselines.get(first.baseline), "published", {})
+    return Board(title, slug, metric, head, top5, rows, remarks, footnotes)
+
+
+def _trained(records: list[Record]) -> list[Record]:
+    """The training records, which stand in for the dense row where nobody ran ``method=dense``."""
+    run = any(r.kind == "run" and r.method == "dense" for r in records)
+    return [] if run else [r for r in records if r.kind == "train"]
+
+
+def grouped(rows: Iterable[dict], key: Callable[[dict], Any]) -> dict[Any, list[dict]]:
+    """The rows grouped by ``key``, in their order."""
+    found = defaultdict(list)
+    for row in rows:
+        found[key(row)].append(row)
+    return dict(found)
+
+
+def _group_key(record: Record, by_id: dict[str, Record]) -> str:
+    """What the seeds of one row have in common."""
+    dense = record.provenance["dense_sha256"] if record.given_weights else "trained"
+    parent = by_id.get(record.parent or "")
+    before = _group_key(parent, by_id) if parent else record.parent
+    same = [record.kind, record.method, record.hyperparameters, record.options, dense, record.starts_from, before]
+    return canonical(plain(same))
+
+
+def _order(row: dict) -> tuple:
+    reduction = row["macs_reduction"] or 0.0
+    controls = row["family"] != "controls"
+    return row["method"] != "dense", controls, row["family"], row["method"], reduction, row["setting"], row["ids"]
+
+
+def _row(group: list[Record], view: _View, metric: str, varied: set[str]) -> dict[str, Any]:
+    first, ok = group[0], [r for r in group if r.status == "ok"]
+    cls = view.methods.get(first.method)
+    printed = printed_rows(first, cls, view.baselines.get(first.baseline)) if _comparable(first) else []
+    row = {
+        "baseline": first.baseline,
+        "data": _data(first),
+        "budget": first.budget,
+        "method": first.method,
+        "family": first.family,
+        "setting": _setting(first, cls, varied, view.by_id),
+        "starts_from": first.starts_from,
+        "rank": None,
+        "n": len(ok),
+        "diverged": len(group) - len(ok),
+        "stale": sum(r.id in view.stale for r in group),
+        "shared_dense": first.given_weights,
+        **_accuracies(ok, metric),
+        **_sizes(group),
+        "clamped": max(len(_clamped(r)) for r in group),
+        "deviations": deviations(cls) if cls else None,
+    }
+    claims = cls is not None and (bool(cls.reported) or first.method == "dense")
+    row["paper"] = "; ".join(cell(rep) for rep in printed)
+    row["verdict"] = "; ".join(verdict(rep, row) for rep in printed) or ("not comparable" if claims else "")
+    row["structure"] = "; ".join(filter(None, (structure(rep, group) for rep in printed)))
+    row["ids"] = " ".join(r.id for r in group)
+    row["_printed"], row["_dense"] = printed, first.dense
+    row["_clamped"] = sorted({layer for r in group for layer in _clamped(r)})
+    return row
+
+
+def mean(values: Iterable[float | None], digits: int = 4) -> float | None:
+    """The rounded mean of the values that are known; None where none is."""
+    known = [v for v in values if v is not None]
+    return round(math.fsum(known) / len(known), digits) if known else None
+
+
+def _std(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    if len(known) < 2:
+        return None
+    centre = math.fsum(known) / len(known)
+    return round(math.sqrt(math.fsum((v - centre) ** 2 for v in known) / (len(known) - 1)), 4)
+
+
+def _accuracies(ok: list[Record], metric: str) -> dict[str, float | None]:
+    """Means and stds over the seeds that ended well, in percent and points."""
+    deltas = [getattr(r.compressed, metric) - getattr(r.dense, metric) for r in ok]
+    dense = [getattr(r.dense, metric) for r in ok]
+    found = {"delta": mean(deltas), "delta_std": _std(deltas), "dense": mean(dense), "dense_std": _std(dense)}
+    for name in ("top1", "top5", "subset_top1"):
+        values = [getattr(r.compressed, name) for r in ok]
+        found |= {name: mean(values), f"{name}_std": _std(values)}
+    return found | {"after_compression": mean((r.after_compression or {}).get(metric) for r in ok)}
+
+
+def _sizes(group: list[Record]) -> dict[str, float | int | None]:
+    """Means over the seeds of what was counted; reductions as shares, ratios as factors."""
+    found: dict[str, float | int | None] = {}
+    for name in ("params", "nonzero", "macs", "effective_macs", "bits", "bytes", "bit_ops"):
+        average = mean(getattr(r.compressed, name) for r in group)
+        found[name] = None if average is None else round(average)
+    ratios: dict[str, Callable[[Measurement, Measurement], float | None]] = {
+        "params_reduction": lambda old, new: 1 - new.params / old.params if old.params else None,
+        "macs_reduction": lambda old, new: 1 - new.macs / old.macs if old.macs else None,
+        "sparsity": lambda _, new: 1 - new.nonzero / new.params if new.params else None,
+        "theoretical_speedup": lambda old, new: old.macs / new.effective_macs if new.effective_macs else None,
+        "compression_ratio": lambda old, new: old.bytes / new.bytes if old.bytes and new.bytes else None,
+        "speedup": lambda old, new: old.latency_ms / new.latency_ms if old.latency_ms and new.latency_ms else None,
+    }
+    return found | {name: mean((f(r.dense, r.compressed) for r in group), 6) for name, f in ratios.items()}
+
+
+def _clamped(record: Record) -> list[str]:
+    layers = record.details.get("clamped", [])
+    return [str(layer) for layer in layers] if isinstance(layers, list) else []
+
+
+def _setting(record: Record, cls: type[Method] | None, varied: set[str], by_id: dict[str, Record]) -> str:
+    """What tells a row from the other rows of its method: its recipe, and what differs from it."""
+    base = (settings(cls, record.recipe) or settings(cls, None) or {}) if cls else {}
+    variant = (record.recipe or "").partition("/")[2]
+    words = [f"recipe {variant}".strip()] if record.recipe else []
+    changed = {k: v for k, v in plain(record.hyperparameters).items() if k not in base or base[k] != v}
+    changed |= {k: record.options[k] for k in sorted(varied) if record.options.get(k)}
+    words += [f"{key}={_short(value)}" for key, value in changed.items()]
+    if record.parent:
+        words.append(f"after {by_id[record.parent].method if record.parent in by_id else record.parent}")
+    return ", ".join(words) or "defaults"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        shown = [_short(v) for v in value]
+        return f"({' '.join(shown if len(shown) < 5 else [*shown[:2], '…', shown[-1]])})"
+    return f"{value:g}" if isinstance(value, float) else str(value)[:40]
+
+
+def _footnotes(rows: list[dict]) -> list[str]:
+    """The footnotes of a table; each row gets the numbers of its own in ``_notes``."""
+    notes: list[str] = []
+    for row in rows:
+        own = [note for printed in row["_printed"] for note in contradictions(printed, row["_dense"])]
+        if row["_clamped"]:
+            own.append(f"Clamped layers of {row['method']} ({row['setting']}): {', '.join(row['_clamped'])}.")
+        notes += [note for note in own if note not in notes]
+        row["_notes"] = "".join(f" [{notes.index(note) + 1}]" for note in own)
+    return notes
+
+
+def _not_run(first: Record, rows: list[dict], view: _View) -> list[str]:
+    """A remark that names the reported rows of this baseline which no row of the table stands beside."""
+    if first.budget == "zero" or not _comparable(first):
+        return []
+    done = {(row["method"], printed) for row in rows for printed in row["_printed"]}
+    waiting = [
+        f"{name} ({printed.label})"
+        for name, cls in sorted(view.methods.items())
+        for printed in cls.reported
+        if printed.baseline == first.baseline and (name, printed) not in done
+    ]
+    return [f"Reported in papers for this net, {NOT_RUN} at this budget: {', '.join(waiting)}."] if waiting else []
+
+
+# ----------------------------------------------------------------------------------------------------- ranks
+
+
+def _rank(rows: list[dict], metric: str) -> list[str]:
+    """Fill in the ranks, unless the board cannot tell methods apart; the remarks that say so."""
+    known = [row[f"{metric}_std"] for row in rows if row[f"{metric}_std"] is not None]
+    if not known:
+        return ["No ranks: no row has two seeds yet, so the noise is not known."]
+    pooled = math.sqrt(math.fsum(std**2 for std in known) / len(known))
+    control = [row for row in rows if row["method"].startswith("random") and row["n"]]
+    gaps = [(-row["delta"], _combined(row, metric, pooled)) for row in control]
+    if gaps and all(gap < SEPARATION * std for gap, std in gaps):
+        gap, std = max(gaps)
+        return [
+            f"This board cannot rank: the dense net is only {gap:.2f} points above a random control, less than "
+            f"{SEPARATION:g} combined standard deviations ({std:.2f} each)."
+        ]
+    for start in ("trained", "scratch"):
+        rivals = [r for r in rows if r["method"] != "dense" and r["starts_from"] == start and r["n"]]
+        for row, place in zip(rivals, _places(rivals, metric, pooled), strict=True):
+            row["rank"] = place
+    return [] if gaps else ["No random control yet: whether this board can tell methods apart is not known."]
+
+
+def _combined(row: dict, metric: str, pooled: float) -> float:
+    """Combined std of a row and its dense nets; one dense net that all seeds share has none."""
+    own = row[f"{metric}_std"]
+    dense = 0.0 if row["shared_dense"] else row["dense_std"]
+    return ((pooled if own is None else own) ** 2 + (pooled if dense is None else dense) ** 2) ** 0.5
+
+
+def _places(rivals: list[dict], metric: str, pooled: float) -> list[int]:
+    """1 + how many rivals are better by more than the combined std of the two."""
+    import numpy as np
+
+    mean = np.array([row[metric] for row in rivals], dtype=float)
+    std = np.array([pooled if row[f"{metric}_std"] is None else row[f"{metric}_std"] for row in rivals], dtype=float)
+    better = mean[None, :] - mean[:, None] > np.hypot(std[None, :], std[:, None]) + 1e-9
+    return [1 + int(count) for count in better.sum(axis=1)]

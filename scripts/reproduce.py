@@ -1,0 +1,433 @@
+"""The runs behind every table, as data, and the loop that makes the ones that are missing.
+
+    python scripts/reproduce.py --list
+    python scripts/reproduce.py --budget short --only hrank,l1_filter resnet56 --weights-dir WEIGHTS --minutes 55
+
+A run with a fresh record is skipped, so the command can be stopped and started again at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from repro.record import Record
+
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = {
+    "resnet56_cifar10": "resnet56_cifar10.safetensors",
+    "resnet50_imagenette": "resnet50_imagenet.safetensors",
+    "vgg16_cifar10": "vgg16_cifar10.safetensors",
+}
+HARMLESS = ("device.", "cache=", "data.root=", "verbose=")
+START_UP = 30.0  # seconds of a run outside its meter: imports, data, measuring
+MARGIN = 1.25  # estimates are stretched by this factor
+MINUTES = {"smoke": 1, "zero": 3, "short": 15, "paper": 120}  # where there is nothing to go by
+OWN_RECIPE, NO_RECIPE = "", "none"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One line of a table: a method on a baseline at a budget, run once for every seed.
+
+    ``recipe``: "" the baseline's own, "none" the method's defaults, else the variant's name. ``settings`` are
+    hyper-parameters on top. ``given``: the dense net comes from a file of --weights-dir.
+    """
+
+    method: str
+    baseline: str
+    budget: str
+    seeds: tuple[int, ...] = (0,)
+    recipe: str = OWN_RECIPE
+    settings: dict[str, float | bool] = field(default_factory=dict)
+    given: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a cell with one of its seeds."""
+
+    cell: Cell
+    seed: int
+
+    def __str__(self) -> str:
+        cell = self.cell
+        recipe = "" if cell.recipe in (OWN_RECIPE, NO_RECIPE) else f" [{cell.recipe}]"
+        settings = "".join(f" {key}={value}" for key, value in cell.settings.items())
+        return f"{cell.method}{recipe}{settings} {cell.baseline} {cell.budget} seed {self.seed}"
+
+
+def board(baseline: str, budget: str, rows: str, seeds: tuple[int, ...] = (0, 1, 2), given: bool = False) -> list[Cell]:
+    """Cells of one board; ``rows`` holds METHOD or METHOD/VARIANT, the most valuable first."""
+    named = (row.partition("/") for row in rows.split())
+    return [Cell(method, baseline, budget, seeds, variant, given=given) for method, _, variant in named]
+
+
+def zero_board(baseline: str) -> list[Cell]:
+    """Right after pruning, no training: random, L1 and rank at uniform ratios. Only random depends on the seed."""
+    cells = [Cell("dense", baseline, "zero", given=True)]
+    for ratio in (0.1, 0.3, 0.5, 0.7, 0.9):
+        for method, settings, seeds in (
+            ("hrank", {"rate": ratio, "layerwise": False}, (0,)),
+            ("l1_filter", {"ratio": ratio}, (0,)),
+            ("random_filter", {"ratio": ratio}, (0, 1, 2)),
+        ):
+            cells.append(Cell(method, baseline, "zero", seeds, NO_RECIPE, settings, given=True))
+    return cells
+
+
+MNIST = "dense hrank l1_filter random_filter/hrank random_filter/l1_A kd hrank/oneshot"
+RESNET56 = "dense hrank/oneshot l1_filter random_filter/hrank random_filter/l1_B"
+VGG16 = "dense hrank/oneshot l1_filter random_filter/hrank random_filter/l1_A"
+
+
+def matrix() -> list[Cell]:
+    """Every cell behind the tables, the most valuable first."""
+    return [
+        *board("vgg16_mnist5k", "short", MNIST),
+        *zero_board("resnet56_cifar10"),
+        *zero_board("resnet50_imagenette"),
+        *board("resnet56_cifar10", "short", f"{RESNET56} hrank", (0, 1), given=True),
+        *board("vgg16_cifar10", "short", f"{VGG16} hrank", (0, 1), given=True),
+        *board("resnet56_cifar100", "paper", f"{RESNET56} kd l1_filter/weight_sum hrank"),
+        *board("vgg16_cifar10", "paper", f"{VGG16} hrank/HRank-1 hrank/HRank-3 kd hrank"),
+        *board("resnet50_imagenette", "paper", "dense hrank l1_filter random_filter", given=True),
+        *board("resnet56_cifar10", "paper", f"{RESNET56} l1_filter/A hrank/HRank-1 hrank/HRank-3 hrank", given=True),
+    ]
+
+
+def jobs(cells: Iterable[Cell]) -> list[Job]:
+    """The runs of ``cells``; on one board, seed 0 of every cell comes before seed 1 of any."""
+    cells = list(cells)
+    boards = list(dict.fromkeys((c.baseline, c.budget) for c in cells))
+    found = []
+    for board in boards:
+        here = [c for c in cells if (c.baseline, c.budget) == board]
+        seeds = sorted({s for c in here for s in c.seeds})
+        found += [Job(c, seed) for seed in seeds for c in here if seed in c.seeds]
+    return found
+
+
+def select(cells: Iterable[Cell], only: Iterable[str] = (), budget: str | None = None) -> list[Cell]:
+    """Cells at ``budget`` in which every word of ``only`` (or one of its comma-separated parts) occurs.
+
+    A word is looked for in the names of method, baseline and budget.
+    """
+
+    def wanted(cell: Cell) -> bool:
+        names = (cell.method, cell.baseline, cell.budget)
+        return all(any(part in name for part in word.split(",") if part for name in names) for word in only)
+
+    return [c for c in cells if wanted(c) and budget in (None, c.budget)]
+
+
+def hyperparameters(cell: Cell) -> dict:
+    """The hyper-parameters that a run of ``cell`` has, as its record writes them; UserError for an unknown recipe."""
+    from baselines.errors import UserError
+    from repro.record import plain
+    from repro.registry import method_class
+
+    cls = method_class(cell.method)
+    key = f"{cell.baseline}/{cell.recipe}" if cell.recipe else cell.baseline
+    if cell.recipe not in (OWN_RECIPE, NO_RECIPE) and key not in cls.recipes:
+        known = ", ".join(k for k in cls.recipes if k.split("/")[0] == cell.baseline) or "none for this baseline"
+        raise UserError(f"{cell.method} has no recipe '{key}' (it has: {known}): mend the matrix in reproduce.py.")
+    values = {} if cell.recipe == NO_RECIPE else cls.recipes.get(key, {})
+    return plain(dataclasses.asdict(cls(**{**values, **cell.settings})))
+
+
+def read(folder: Path) -> Iterator[Record]:
+    """The valid records below ``folder``."""
+    from baselines.errors import UserError
+    from repro.record import load
+
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            yield load(path)
+        except UserError as error:
+            print(error, file=sys.stderr)
+
+
+def shipped(cell: Cell) -> bool:
+    """Whether the project itself brings the dense net of ``cell``."""
+    from baselines.weights import CHECKPOINTS
+
+    return (CHECKPOINTS / f"{cell.baseline}_{'short' if cell.budget == 'zero' else cell.budget}.safetensors").is_file()
+
+
+def is_of(record: Record, job: Job) -> bool:
+    """Whether ``record`` is a plain run of ``job``: no parent, no other teacher, no images held out."""
+    cell = job.cell
+    return (
+        (record.kind, record.method, record.baseline) == ("run", cell.method, cell.baseline)
+        and (record.budget, record.seed, record.given_weights) == (cell.budget, job.seed, cell.given or shipped(cell))
+        and record.parent is None
+        and not record.options.get("holdout")
+        and "teacher_sha256" not in record.options
+        and record.hyperparameters == hyperparameters(cell)
+    )
+
+
+def find(job: Job, results: Path) -> Record | None:
+    """The newest record of ``job`` under ``results``."""
+    folder = results / "records" / job.cell.baseline / job.cell.budget / job.cell.method
+    found = [r for r in read(folder) if is_of(r, job)]
+    return max(found, key=lambda r: str(r.provenance.get("created", "")), default=None)
+
+
+def state(job: Job, results: Path) -> str:
+    """fresh, stale (the code changed since) or missing."""
+    from repro.record import is_stale
+    from repro.registry import ROOT as METHODS
+
+    record = find(job, results)
+    return "missing" if record is None else "stale" if is_stale(record, METHODS) else "fresh"
+
+
+def device() -> str:
+    """This machine's device, as records name it."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+
+
+def estimate(job: Job, results: Path, walls: dict[tuple[str, str, str], float], default: float | None) -> float:
+    """Seconds that ``job`` may take, on the safe side.
+
+    From runs of the same baseline and budget: those of this call (``walls``), else the meters of records made on
+    this kind of device; those of the same method where there are some. Nothing to go by: ``default``, else MINUTES.
+    """
+    cell = job.cell
+    timed = [(m, s) for (m, baseline, budget), s in walls.items() if (baseline, budget) == (cell.baseline, cell.budget)]
+    if not timed:
+        folder = results / "records" / cell.baseline / cell.budget
+        here = [r for r in read(folder) if "seconds" in r.meter and r.provenance.get("device") == device()]
+        timed = [(r.method, r.meter["seconds"] + START_UP) for r in here]
+    same = [s for method, s in timed if method == cell.method]
+    if timed:
+        return MARGIN * max(same or [s for _, s in timed])
+    return MINUTES[cell.budget] * 60.0 if default is None else default
+
+
+def command(job: Job, results: Path, weights: Path | None, extra: Iterable[str] = ()) -> list[str]:
+    """The command line of one run."""
+    cell = job.cell
+    words = [f"method={cell.method}", f"baseline={cell.baseline}", f"budget={cell.budget}", f"seed={job.seed}"]
+    if cell.recipe:
+        name = NO_RECIPE if cell.recipe == NO_RECIPE else f"{cell.method}-{cell.baseline}-{cell.recipe}"
+        words.append(f"recipe={name}")
+    words += [f"method.{key}={value}" for key, value in cell.settings.items()]
+    if cell.given:
+        words.append(f"baseline.weights={quoted(weights_of(cell, weights))}")
+    return [sys.executable, "-m", "repro", "run", *words, f"results.dir={quoted(results)}", *extra]
+
+
+def quoted(path: Path | None) -> str:
+    """A path as Hydra's grammar takes it."""
+    return "'" + str(path).replace("'", "\\'") + "'"
+
+
+def weights_of(cell: Cell, folder: Path | None) -> Path | None:
+    """The file of given weights for ``cell`` in ``folder``; None where it is not there."""
+    path = folder / WEIGHTS[cell.baseline] if folder else None
+    return path.resolve() if path and path.is_file() else None
+
+
+def run(words: list[str], limit: float | None, log: Path) -> int | None:
+    """Run one command in the project, its output in ``log``; its exit status, or None if ``limit`` seconds ended it.
+
+    A run that is ended leaves no half-written record: records appear under their name only when they are complete.
+    """
+    with open(log, "w") as out:
+        process = subprocess.Popen(words, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            stop(process)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a process and its workers: first politely."""
+    for how, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, how)
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def archive(results: Path, target: Path, since: float) -> None:
+    """Pack the records written after the time ``since`` into ``target``, replaced in one step."""
+    temporary = target.with_name(f"{target.name}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(temporary, "w") as tar:
+        for path in sorted((results / "records").rglob("*.json")):
+            if path.stat().st_mtime >= since:
+                tar.add(path, f"results/{path.relative_to(results).as_posix()}")
+    os.replace(temporary, target)
+
+
+@dataclass
+class Plan:
+    """How the matrix is run: where records go, how long it may take, and what runs one command (see ``run``)."""
+
+    results: Path
+    weights: Path | None = None
+    extra: tuple[str, ...] = ()
+    minutes: float | None = None
+    default: float | None = None
+    after: Callable[[], None] = lambda: None
+    runner: Callable[[list[str], float | None, Path], int | None] = run
+    clock: Callable[[], float] = time.monotonic
+
+
+def work(todo: Iterable[Job], plan: Plan) -> dict[str, int]:
+    """Run the jobs that have no fresh record, one line each; how many were done, fresh, failed, waiting."""
+    start, walls = plan.clock(), {}
+    count = dict.fromkeys(("done", "fresh", "failed", "no weights", "no time"), 0)
+    for job in todo:
+        left = None if plan.minutes is None else plan.minutes * 60 - (plan.clock() - start)
+        result, said = attempt(job, plan, left, walls)
+        count[result] += 1
+        print(f"{result:10}  {job}  {said}".rstrip(), flush=True)
+        if result in ("done", "failed"):
+            plan.after()
+    return count
+
+
+def attempt(job: Job, plan: Plan, left: float | None, walls: dict[tuple[str, str, str], float]) -> tuple[str, str]:
+    """One job: (what became of it, the rest of its line)."""
+    from baselines.errors import UserError
+
+    try:
+        if state(job, plan.results) == "fresh":
+            return "fresh", ""
+        if job.cell.given and weights_of(job.cell, plan.weights) is None:
+            return "no weights", f"needs {WEIGHTS[job.cell.baseline]} in the folder of --weights-dir"
+        seconds = estimate(job, plan.results, walls, plan.default)
+        if left is not None and seconds > left:
+            return "no time", f"needs about {seconds / 60:.1f} min, {max(left, 0) / 60:.1f} left"
+        return perform(job, plan, left, walls)
+    except UserError as error:
+        return "failed", str(error)
+
+
+def perform(job: Job, plan: Plan, left: float | None, walls: dict[tuple[str, str, str], float]) -> tuple[str, str]:
+    """Run one job and look for its record."""
+    began = plan.clock()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        status = plan.runner(command(job, plan.results, plan.weights, plan.extra), left, log)
+        output = log.read_text(errors="replace") if log.exists() else ""
+    seconds = plan.clock() - began
+    key = (job.cell.method, job.cell.baseline, job.cell.budget)
+    walls[key] = max(walls.get(key, 0.0), seconds)
+    if status is None:
+        return "no time", f"ended after {seconds / 60:.1f} min, nothing recorded"
+    if status != 0:
+        return "failed", f"exit status {status}; its last lines:\n{tail(output)}"
+    if state(job, plan.results) != "fresh":
+        return "failed", f"exit status 0 but no record of this run in {plan.results}; its last lines:\n{tail(output)}"
+    record = find(job, plan.results)
+    top1 = "diverged" if record.compressed.top1 is None else f"top1 {record.compressed.top1:.2f}"
+    return "done", f"{seconds / 60:.1f} min  {top1}"
+
+
+def tail(output: str, lines: int = 15) -> str:
+    """The last lines, indented."""
+    return "\n".join(f"    {line}" for line in output.splitlines()[-lines:])
+
+
+def show(todo: Iterable[Job], plan: Plan) -> None:
+    """One line a job: its state and how long it may take."""
+    for job in todo:
+        now = state(job, plan.results)
+        minutes = "" if now == "fresh" else f"  about {estimate(job, plan.results, {}, plan.default) / 60:.1f} min"
+        print(f"{now:8}  {job}{minutes}")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--list", action="store_true", help="show the runs and their state, run nothing")
+    add("--only", nargs="+", default=[], metavar="WORD", help="every WORD in method, baseline or budget; a,b: either")
+    add("--budget", choices=("smoke", "zero", "short", "paper"), help="runs at this budget")
+    add("--minutes", type=float, help="start no run that would end later than this, and end one that does")
+    add("--estimate", type=float, metavar="MINUTES", help="of a run with nothing to go by (default: by budget)")
+    add("--weights-dir", type=Path, metavar="DIR", help=f"folder of given weights: {', '.join(WEIGHTS.values())}")
+    add("--results", type=Path, default=ROOT / "results", help="folder of the results (default: the project's)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=f"passed to every run: {' '.join(HARMLESS)}")
+    add("--archive", type=Path, metavar="FILE", help="after each run, rewrite this tar of the records made")
+    add("--newer", type=Path, metavar="FILE", help="the archive holds records newer than FILE (default: this call's)")
+    return parser.parse_args(arguments)
+
+
+def prepare(options: argparse.Namespace) -> tuple[list[Job], Plan]:
+    """Judge the options; UserError with one sentence for what cannot be."""
+    from baselines.errors import UserError
+
+    for word in options.set:
+        if not word.startswith(HARMLESS):
+            raise UserError(f"--set {word} would change what is run; it takes {', '.join(HARMLESS)} only.")
+    if options.minutes is not None and not options.minutes > 0:
+        raise UserError(f"--minutes {options.minutes:g} leaves no time: give a number above 0.")
+    if options.weights_dir and not options.weights_dir.is_dir():
+        raise UserError(f"--weights-dir {options.weights_dir} is not a folder.")
+    todo = jobs(select(matrix(), options.only, options.budget))
+    if not todo:
+        raise UserError("No run of the matrix is left by --only and --budget: see them all with --list alone.")
+    results = options.results.resolve()
+    since = options.newer.stat().st_mtime if options.newer else time.time()
+    after = (lambda: archive(results, options.archive, since)) if options.archive else (lambda: None)
+    default = None if options.estimate is None else options.estimate * 60
+    plan = Plan(results, options.weights_dir, tuple(options.set), options.minutes, default, after)
+    return todo, plan
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, 1 if a run failed, 2 for a wrong command line."""
+    options = parse(arguments)
+    from baselines.errors import UserError
+
+    try:
+        todo, plan = prepare(options)
+        if options.list:
+            show(todo, plan)
+            return 0
+        count = work(todo, plan)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    print(", ".join(f"{n} {name}" for name, n in count.items() if n))
+    return 1 if count["failed"] else 0
+
+
+def interrupted(number: int, frame: object) -> None:
+    """A polite request to end is the same as Ctrl-C: the run under way is ended too."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupted)
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The distillation loss against float64 numpy."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from methods.kit import distill
+
+SOURCE = Path(distill.__file__).read_text()
+TEMPERATURES = (1.0, 4.0, 20.0)
+
+
+def softened(logits, temperature):
+    """Class probabilities at a temperature, in float64."""
+    z = np.asarray(logits, np.float64) / temperature
+    z = np.exp(z - z.max(1, keepdims=True))
+    return z / z.sum(1, keepdims=True)
+
+
+def expected(student, teacher, temperature):
+    """T^2 * sum_i p_i log(p_i / q_i), mean over the batch."""
+    p, q = softened(teacher, temperature), softened(student, temperature)
+    return temperature**2 * (p * (np.log(p) - np.log(q))).sum(1).mean()
+
+
+def logits(seed, spread=3.0):
+    return np.random.default_rng(seed).normal(0, spread, (6, 10)).astype(np.float32)
+
+
+def error(kd_loss, dtype=torch.float32):
+    """Largest relative error over the temperatures, in multiples of T (rounding grows with T^2, the loss does not)."""
+    student, teacher = logits(0), logits(1)
+    pairs = [
+        (float(kd_loss(torch.tensor(student, dtype=dtype), torch.tensor(teacher, dtype=dtype), t)), t)
+        for t in TEMPERATURES
+    ]
+    return max(abs(ours / expected(student, teacher, t) - 1) / t for ours, t in pairs)
+
+
+def test_loss_is_that_of_numpy():
+    assert error(distill.kd_loss) < 1e-6
+    assert error(distill.kd_loss, torch.float64) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:reduction")
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("return temperature**2 * ", "return "),
+        ("F.kl_div(student, teacher,", "F.kl_div(teacher, student,"),
+        ('reduction="batchmean"', 'reduction="mean"'),
+        ("teacher_logits.detach().to(wide) / temperature", "teacher_logits.detach().to(wide)"),
+    ],
+)
+def test_the_oracle_catches_a_changed_line(old, new):
+    assert SOURCE.count(old) == 1
+    module = ModuleType("distill_mutant")
+    sys.modules[module.__name__] = module
+    exec(compile(SOURCE.replace(old, new), "mutant", "exec"), module.__dict__)
+    assert error(module.kd_loss) > 0.01
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_gradient_is_t_times_the_difference_of_probabilities(temperature):
+    student, teacher = torch.tensor(logits(2), requires_grad=True), torch.tensor(logits(3), requires_grad=True)
+    distill.kd_loss(student, teacher, temperature).backward()
+    q, p = softened(student.detach().numpy(), temperature), softened(teacher.detach().numpy(), temperature)
+    assert np.abs(student.grad.numpy() - temperature * (q - p) / len(q)).max() < 1e-6
+    assert teacher.grad is None
+
+
+def test_gradient_keeps_its_size_at_high_temperature():
+    """In the limit it is that of matching zero-mean logits, (z - v) / classes per image, at any temperature."""
+    student, teacher = torch.tensor(logits(4)), torch.tensor(logits(5))
+    student, teacher = (z - z.mean(1, keepdim=True) for z in (student, teacher))
+    limit = (student - teacher).numpy() / 10 / 6
+    for temperature in (1e3, 1e4):
+        z = student.double().requires_grad_(True)
+        distill.kd_loss(z, teacher.double(), temperature).backward()
+        assert np.abs(z.grad.numpy() - limit).max() < 0.01 * np.abs(limit).max()
+
+
+def test_equal_logits_cost_nothing():
+    z = torch.tensor(logits(6))
+    assert distill.kd_loss(z, z, 4.0).abs() < 1e-5
+
+
+def test_half_precision_logits_are_widened():
+    student, teacher = torch.tensor(logits(7)).bfloat16(), torch.tensor(logits(8)).bfloat16()
+    ours = distill.kd_loss(student, teacher, 4.0)
+    assert ours.dtype == torch.float32
+    assert float(ours) == pytest.approx(expected(student.float().numpy(), teacher.float().numpy(), 4.0), rel=1e-6)

@@ -1,0 +1,466 @@
+"""The leaderboard: what is put together, what is kept apart, and what it refuses to claim."""
+
+import csv
+import io
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from test_records import a_record, measured
+
+import methods
+from baselines import base
+from methods.base import Method, Reported
+from repro import leaderboard, registry
+from repro.record import load_all
+
+NET = "vgg16_cifar10"
+PUBLISHED = SimpleNamespace(published={"top1": 93.96}, source="Table 0")
+LARGE = SimpleNamespace(published={"top1": 76.15, "top5": 92.87}, source="Table 6")
+BASELINES = {NET: PUBLISHED, "resnet50_imagenette": LARGE, "resnet50_imagenet": LARGE}
+
+
+@dataclass
+class Fake(Method):
+    """A method with a paper.
+
+    Deviations:
+    - the first one,
+      told at length
+    - the second one
+
+    - not a deviation
+    """
+
+    ratio: float = 0.5
+    reported = (
+        Reported(NET, "Fake-A", "Table 1", top1=93.40, base_top1=93.96, params=5.0e2, macs=40_000),
+        Reported(
+            NET,
+            "Fake-B",
+            "Table 1",
+            f"{NET}/b",
+            92.0,
+            99.1,
+            93.96,
+            macs=90_000,
+            macs_reduction=55.0,
+            rule="two_per_mac",
+        ),
+        Reported("resnet56_cifar10", "Fake-C", "Table 2", top1=90.0),
+    )
+    recipes = {f"{NET}/b": {"ratio": 0.25}, "resnet56_cifar10": {"ratio": 0.1}}
+
+    def compress(self, model, task):
+        return model
+
+
+@dataclass
+class Control(Method):
+    """A control without a paper."""
+
+    ratio: float = 0.5
+
+    def compress(self, model, task):
+        return model
+
+
+METHODS = {"fake": Fake, "dense": Control, "random_filter": Control, "other": Control}
+
+
+def a_run(top1=92.25, **changes):
+    """A record whose compressed net has ``top1``; controls are put into their family."""
+    control = changes.get("method", "fake") in ("dense", "random_filter")
+    net = measured(top1, params=500, macs=40_000, bytes=2_050)
+    return a_record(
+        **{"compressed": net, "family": "controls" if control else "filter_pruning", "details": {}} | changes
+    )
+
+
+def dense(top1=93.5, **changes):
+    fields = {"method": "dense", "dense": measured(top1, bytes=4_100), "compressed": measured(top1, bytes=4_100)}
+    return a_run(**{**fields, "after_compression": None, "hyperparameters": {}, **changes})
+
+
+def seeds(*top1, **changes):
+    return [a_run(value, seed=seed, **changes) for seed, value in enumerate(top1)]
+
+
+def built(records):
+    return leaderboard.build(records, METHODS, BASELINES)
+
+
+def only(records):
+    """The one board that the records make."""
+    (board,) = built(records).boards
+    return board
+
+
+def rows(records, **wanted):
+    return [row for row in only(records).rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def table(records):
+    """The Markdown table of the one board that the records make, as a list of dicts."""
+    lines = [line for line in leaderboard.markdown(built(records)).splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return [dict(zip(cells[0], line, strict=True)) for line in cells[2:]]
+
+
+# ---------------------------------------------------------------------------------- what stands together and apart
+
+
+def test_one_board_per_baseline_data_and_budget_and_no_smoke():
+    records = [a_run(budget=budget) for budget in ("smoke", "zero", "short", "paper")]
+    records += [
+        a_run(baseline="resnet56_cifar10"),
+        a_run(options={"data": "imagenet[100x50]"}, baseline="resnet50_imagenet"),
+    ]
+    titles = [board.title for board in built(records).boards]
+    assert titles == [
+        "resnet50_imagenet (imagenet[100x50]), budget short",
+        "resnet56_cifar10, budget short",
+        f"{NET}, budget zero - zero training: top-1 right after compression, no fine-tuning",
+        f"{NET}, budget short",
+        f"{NET}, budget paper",
+    ]
+
+
+def test_a_subset_is_never_beside_the_full_set():
+    whole, part = (a_run(baseline="resnet50_imagenet", options={"data": d}) for d in ("imagenet", "imagenet[100x50]"))
+    assert len(built([whole, part]).boards) == 2
+
+
+def test_dense_comes_first_then_controls_then_families():
+    records = [a_run(method="other", family="distillation"), a_run(), a_run(method="random_filter"), dense()]
+    order = [row["method"] for row in only(records).rows]
+    assert order == ["dense", "random_filter", "other", "fake"]
+    assert order == [row["method"] for row in only(records[::-1]).rows]
+
+
+def test_a_row_is_one_setting_over_its_seeds_with_the_sample_std():
+    records = [*seeds(92.0, 93.0, 94.0), *seeds(90.0, hyperparameters={"ratio": 0.9})]
+    row, other = rows(records)
+    assert (row["n"], row["top1"], row["top1_std"], row["delta"]) == (3, 93.0, 1.0, -0.5)
+    assert (other["n"], other["top1"], other["top1_std"], other["setting"]) == (1, 90.0, None, "ratio=0.9")
+    assert len(row["ids"].split()) == 3
+    cells = table(records)
+    assert [line["top-1"] for line in cells[1:]] == ["93.00 ± 1.00", "90.00"]
+
+
+def test_the_delta_is_against_the_dense_net_of_the_same_run():
+    records = [a_run(92.0, seed=0, dense=measured(94.0)), a_run(91.0, seed=1, dense=measured(92.0))]
+    (row,) = rows(records)
+    assert (row["delta"], row["delta_std"], row["dense"]) == (-1.5, round(0.5**0.5, 4), 93.0)
+
+
+def test_given_weights_are_said_beside_n_and_never_averaged_with_trained_ones():
+    shared = seeds(92.0, 92.5, given_weights=True)
+    records = [*shared, *seeds(90.0)]
+    assert sorted(line["n"] for line in table(records)[1:]) == ["1", "2; dense net shared by all seeds"]
+    assert len({line["setting"] for line in table(records)[1:]}) == 2
+
+
+def test_options_that_differ_are_rows_apart_and_named():
+    held = {"data": "cifar10", "holdout": True}
+    assert {row["setting"] for row in rows([a_run(), a_run(options=held)])} == {"defaults", "holdout=True"}
+
+
+def test_a_chain_groups_over_the_seeds_of_its_parents():
+    parents = seeds(92.0, 93.0)
+    children = [a_run(91.0 + p.seed, method="other", seed=p.seed, parent=p.id) for p in parents]
+    (row,) = rows([*parents, *children], method="other")
+    assert (row["n"], row["top1"], row["setting"]) == (2, 91.5, "after fake")
+
+
+def test_training_records_stand_in_for_the_dense_row_until_it_is_run():
+    trained = dense(kind="train", starts_from="scratch")
+    assert [row["ids"] for row in rows([trained, a_run()], method="dense")] == [trained.id]
+    assert [row["ids"] for row in rows([trained, dense(), a_run()], method="dense")] == [dense().id]
+
+
+# ------------------------------------------------------------------------------------------------------ the cells
+
+
+def test_reductions_are_physical_and_the_size_ratio_is_of_measured_bytes():
+    old = measured(93.5, params=1000, macs=100_000, bytes=4_000)
+    new = replace(measured(92.0, params=400, macs=25_000, bytes=500), nonzero=100, effective_macs=10_000)
+    (row,) = rows([a_run(dense=old, compressed=new)])
+    assert (row["params_reduction"], row["macs_reduction"], row["compression_ratio"]) == (0.6, 0.75, 8.0)
+    assert (row["sparsity"], row["theoretical_speedup"], row["speedup"]) == (0.75, 10.0, None)
+    line = table([a_run(dense=old, compressed=new)])[1]
+    assert (line["params reduction"], line["MACs reduction"], line["compression"]) == ("60.0 %", "75.0 %", "8.0x")
+    (row,) = rows([a_run(dense=replace(old, bytes=None), compressed=new)])
+    assert row["compression_ratio"] is None
+    assert "compression" not in table([a_run(dense=replace(old, bytes=None), compressed=new)])[1]
+
+
+def test_after_compression_stands_beside_after_retraining_except_without_training():
+    assert table([a_run()])[1]["after compression"] == "41.50"
+    several = [a_run(after_compression=None), a_run(method="other")]
+    assert [line["after compression"] for line in table(several)[1:]] == ["–", "41.50"]
+    assert "after compression" not in table([a_run(budget="zero")])[1]
+
+
+def test_what_was_not_run_is_said_and_never_empty():
+    line = table([a_run()])[0]
+    assert (line["method"], line["top-1"], line["status"]) == ("dense", "not run yet", "not run yet")
+    assert all(line.values())
+    text = leaderboard.markdown(built([a_run()]))
+    assert "Reported in papers for this net, not run yet at this budget: fake (Fake-B)." in text
+    assert table([dense(), a_run()])[0]["top-1"] == "93.50"
+
+
+def test_failures_stay_on_the_board():
+    dead = {"status": "diverged", "compressed": measured(None, params=500, macs=40_000)}
+    partly = [*seeds(92.0, 93.0), a_run(seed=2, **dead)]
+    (row,) = rows(partly)
+    assert (row["n"], row["diverged"], row["top1"]) == (2, 1, 92.5)
+    assert table(partly)[1]["status"].startswith("1 of 3 diverged")
+    line = table([a_run(seed=s, **dead) for s in range(2)])[1]
+    assert (line["n"], line["top-1"], line["MACs reduction"]) == ("0", "diverged", "60.0 %")
+    assert line["status"].startswith("diverged")
+
+
+def test_stale_records_are_marked(tmp_path):
+    for name in ("methods/controls", "methods/filter_pruning", "baselines"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "baselines/task.py").write_text("VERSION = 1\n")
+    (tmp_path / "methods/filter_pruning/fake.py").write_text("def compress(): pass\n")
+    from repro.record import code_version
+
+    made = {**a_record().provenance, **code_version("fake", tmp_path / "methods")}
+    records = [a_run(provenance=made), a_run(seed=1), a_run(seed=2)]
+    (board,) = leaderboard.build(records, METHODS, BASELINES, tmp_path / "methods").boards
+    assert board.rows[0]["stale"] == 2
+    text = leaderboard.markdown(leaderboard.build(records, METHODS, BASELINES, tmp_path / "methods"))
+    assert "| 2 of 3 stale |" in text
+    text = leaderboard.markdown(leaderboard.build(records[:1], METHODS, BASELINES, tmp_path / "methods"))
+    assert "| ok |" in text
+
+
+def test_clamped_layers_and_deviations_are_counted():
+    records = [a_run(details={"clamped": ["features.0", "features.3"]}), a_run(method="other")]
+    row, other = (rows(records, method=name)[0] for name in ("fake", "other"))
+    assert (row["clamped"], row["deviations"]) == (2, 2)
+    assert (other["clamped"], other["deviations"]) == (0, None)
+    (note,) = only(records).footnotes
+    assert note == "Clamped layers of fake (defaults): features.0, features.3."
+    line = next(line for line in table(records) if line["method"] == "fake")
+    assert (line["clamped"], line["deviations"]) == ("2", "2") and line["paper"].endswith("[1]")
+
+
+def test_both_accuracies_of_a_subset_are_shown_with_their_names():
+    def run(top1, among, **changes):
+        nets = {
+            "dense": replace(measured(66.0), subset_top1=90.0),
+            "compressed": replace(measured(top1), subset_top1=among),
+        }
+        layers = [{"name": "fc", "dense": [1000, 2048], "compressed": [1000, 2048]}]
+        return a_run(baseline="resnet50_imagenette", layers=layers, **nets, **changes)
+
+    line = table([run(20.0, 85.0)])[1]
+    assert (line["top-1 (1000-way)"], line["top-1 among the subset's classes"]) == ("20.00", "85.00")
+    assert line["Δ top-1 among the subset's classes"] == "-5.00"
+    assert table([run(20.0, 85.0, budget="zero")])[1]["Δ top-1 (1000-way)"] == "-46.00"
+    assert "top-5 (1000-way)" not in line
+    mixed = [run(20.0, 85.0), a_run(30.0, baseline="resnet50_imagenette", method="other")]
+    assert only(mixed).metric == "top1"
+
+
+def test_cells_cannot_break_the_table():
+    line = table([a_run(hyperparameters={"ratio": 0.5, "mode": "a|b\nc"})])[1]
+    assert line["setting"] == "mode=a\\|b c"
+
+
+# ------------------------------------------------------------------------------------------------------ the ranks
+
+
+def random_rows(top1=(80.0, 81.0)):
+    return seeds(*top1, method="random_filter")
+
+
+def ranks(records):
+    return {row["setting"]: row["rank"] for row in rows(records, method="fake")}
+
+
+def fakes(*pairs):
+    return [
+        a_run(v, seed=i, hyperparameters={"ratio": n + 1.0}) for n, pair in enumerate(pairs) for i, v in enumerate(pair)
+    ]
+
+
+def test_rows_closer_than_one_combined_std_share_a_rank():
+    apart = fakes((92.0, 92.2), (91.0, 91.2), (90.9, 91.1))
+    assert ranks([*apart, *random_rows()]) == {"ratio=1": 1, "ratio=2": 2, "ratio=3": 2}
+
+
+def test_trained_and_scratch_are_ranked_apart():
+    records = [*fakes((92.0, 92.2)), *random_rows(), *seeds(70.0, 71.0, method="other", starts_from="scratch")]
+    ranked = {row["method"]: row["rank"] for row in only([*records, dense()]).rows}
+    assert ranked == {"dense": None, "fake": 1, "random_filter": 2, "other": 1}
+    assert {line["method"]: line["starts from"] for line in table(records)[1:]}["other"] == "scratch"
+
+
+def test_a_row_with_one_seed_has_the_pooled_std():
+    noisy = [*fakes((90.0, 94.0), (91.0,)), *random_rows((10.0, 14.0))]
+    assert ranks(noisy) == {"ratio=1": 1, "ratio=2": 1}
+    quiet = [*fakes((91.9, 92.1), (91.0,)), *random_rows((10.0, 10.1))]
+    assert ranks(quiet) == {"ratio=1": 1, "ratio=2": 2}
+
+
+def test_a_board_that_cannot_tell_random_from_dense_does_not_rank():
+    records = [*fakes((92.0, 92.2)), *random_rows((92.0, 94.0))]
+    assert ranks(records) == {"ratio=1": None}
+    assert only(records).remarks[0].startswith("This board cannot rank: the dense net is only 0.50 points above")
+    assert "cannot rank" in leaderboard.markdown(built(records))
+    assert not any("cannot rank" in remark for remark in only([*fakes((92.0, 92.2)), *random_rows()]).remarks)
+
+
+def test_without_two_seeds_or_a_control_the_board_says_what_is_not_known():
+    assert "No ranks: no row has two seeds yet" in only([a_run(), *random_rows((80.0,))]).remarks[0]
+    assert "No random control yet" in only(fakes((92.0, 92.2))).remarks[0]
+
+
+# ---------------------------------------------------------------------------------------------- ours and the paper's
+
+
+@pytest.mark.parametrize(
+    ("top1", "verdict"),
+    [(92.94, "reproduced"), (93.44, "reproduced"), (92.43, "close"), (93.94, "close"), (91.9, "not reproduced")],
+)
+def test_the_verdict_compares_the_deltas_at_the_papers_budget(top1, verdict):
+    (row,) = rows([a_run(top1, budget="paper")])
+    assert (row["paper"], row["verdict"]) == ("Fake-A: 93.4 (Δ -0.56) (Table 1)", verdict)
+
+
+@pytest.mark.parametrize("budget", ["zero", "short"])
+def test_a_reduced_budget_is_never_a_reproduction(budget):
+    (row,) = rows([a_run(92.94, budget=budget)])
+    assert (row["verdict"], row["structure"]) == ("reduced budget", "params exact, MACs exact")
+
+
+def test_a_paper_row_belongs_to_its_settings_not_to_the_name_of_a_recipe():
+    (row,) = rows([a_run(budget="paper", recipe=f"{NET}/b", hyperparameters={"ratio": 0.25})])
+    assert row["paper"].startswith("Fake-B: 92/99.1") and row["setting"] == "recipe b"
+    (row,) = rows([a_run(budget="paper", recipe=f"{NET}/b", hyperparameters={"ratio": 0.3})])
+    assert (row["paper"], row["verdict"], row["setting"]) == ("", "not comparable", "recipe b, ratio=0.3")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"baseline": "vgg16_mnist5k"},
+        {"options": {"data": "cifar10[5x100]"}},
+        {"parent": "0123456789ab"},
+        {"compressed": replace(measured(92.0), subset_top1=95.0), "dense": replace(measured(93.0), subset_top1=96.0)},
+    ],
+    ids=["other net", "subset", "after another method", "subset's classes"],
+)
+def test_other_nets_and_data_are_not_comparable(changes):
+    (row,) = rows([a_run(budget="paper", **changes)])
+    assert (row["paper"], row["verdict"], row["structure"]) == ("", "not comparable", "")
+
+
+def test_dense_stands_beside_the_published_accuracy_and_controls_beside_nothing():
+    (row,) = rows([dense(93.5, budget="paper")])
+    assert (row["paper"], row["verdict"]) == ("published: 93.96 (Table 0)", "reproduced")
+    (row,) = rows([a_run(budget="paper", method="other")])
+    assert (row["paper"], row["verdict"]) == ("", "")
+
+
+def test_a_diverged_run_is_not_reproduced():
+    (row,) = rows([a_run(budget="paper", status="diverged", compressed=measured(None, params=500))])
+    assert row["verdict"] == "not reproduced"
+
+
+@pytest.mark.parametrize(
+    ("printed", "structure"),
+    [
+        ({"params": 0.50e3}, "params exact"),
+        ({"params": 0.55e3}, "params differ by -9.1 %"),
+        ({"params": 504.0}, "params differ by -0.8 %"),
+        ({"macs": 40_000}, "MACs exact"),
+        ({"macs": 41_000, "rule": "two_per_mac"}, "MACs differ by +95.1 %"),
+        ({"macs": 80_000, "rule": "two_per_mac"}, "MACs exact"),
+        ({"macs_reduction": 60.0}, "MACs exact"),
+        ({"macs_reduction": 60.1}, "MACs differ by -0.1 points of reduction"),
+        ({"params_reduction": 50, "macs_reduction": 50}, "params exact, MACs differ by +10.0 points of reduction"),
+        ({"macs": 45_000, "rule": "hrank_out_only"}, "MACs exact"),
+        ({"macs": 45_000, "rule": "unheard_of"}, "MACs not counted by rule unheard_of"),
+    ],
+)
+def test_the_structure_is_compared_within_the_rounding_of_the_print(printed, structure):
+    from repro.verdict import structure as compare
+
+    record = a_run(counted={"hrank_out_only": {"params": 600, "macs": 45_000}})
+    assert compare(Reported(NET, "row", "Table 1", **printed), [record]) == structure
+
+
+def test_a_printed_cell_that_contradicts_itself_gets_a_footnote():
+    records = [a_run(hyperparameters={"ratio": 0.25}), a_run(hyperparameters={"ratio": 0.5})]
+    assert only(records).footnotes == []
+    wrong = replace(Fake.reported[1], macs_reduction=65.0)
+    classes = {**METHODS, "fake": type("Wrong", (Fake,), {"reported": (wrong,)})}
+    (board,) = leaderboard.build(records, classes, BASELINES).boards
+    assert board.footnotes == [
+        "The paper's cell contradicts itself (Fake-B, Table 1): it prints 65 % fewer MACs, but its 90,000 of this "
+        "net's 200,000 are 55.0 % fewer."
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- the files
+
+
+def many():
+    return [dense(), *random_rows(), *fakes((92.0, 92.2), (90.0, 91.0)), a_run(budget="paper"), a_run(budget="zero")]
+
+
+def test_files_depend_on_the_records_alone(tmp_path):
+    first = leaderboard.write(built(many()), tmp_path / "a")
+    second = leaderboard.write(built(many()[::-1]), tmp_path / "b")
+    names = [path.relative_to(tmp_path / "a").as_posix() for path in first]
+    figures = [f"figures/{NET}-{budget}.png" for budget in ("zero", "short", "paper")]
+    assert names == ["leaderboard.md", "leaderboard.csv", *figures]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert first[2].read_bytes().startswith(b"\x89PNG")
+    assert sorted(p for p in (tmp_path / "a").rglob("*") if p.is_file()) == sorted(first)
+
+
+def test_the_csv_holds_numbers_and_every_row(tmp_path):
+    boards = built(many())
+    lines = list(csv.DictReader(io.StringIO(leaderboard.csv(boards))))
+    assert len(lines) == len(boards.frame) == sum(len(board.rows) for board in boards.boards)
+    line = next(line for line in lines if line["setting"] == "ratio=1")
+    assert (line["top1"], line["n"], line["params"], line["rank"]) == ("92.1", "2", "500", "1")
+    assert not any(name.startswith("_") for name in boards.frame)
+
+
+def test_the_text_names_its_figures_and_no_place_or_date(tmp_path):
+    leaderboard.write(built(many()), tmp_path)
+    text = (tmp_path / "leaderboard.md").read_text()
+    for target in re.findall(r"\]\((.*?)\)", text):
+        assert (tmp_path / target).is_file()
+    assert str(Path.home()) not in text and "/work" not in text and not re.search(r"20\d\d-\d\d", text)
+
+
+def test_an_empty_leaderboard_says_so(tmp_path):
+    leaderboard.write(built([]), tmp_path)
+    assert "No runs are recorded yet." in (tmp_path / "leaderboard.md").read_text()
+
+
+def test_the_committed_tables_are_what_the_committed_records_give():
+    results = Path(methods.__file__).parent.parent / "results"
+    records, problems = load_all(results)
+    assert problems == []
+    committed = {name: results / f"leaderboard.{name}" for name in ("md", "csv")}
+    if not records and not any(path.exists() for path in committed.values()):
+        return
+    classes = {name: entry.cls for name, entry in registry.entries().items() if entry.cls}
+    boards = leaderboard.build(records, classes, {name: base.load(name) for name in base.names()})
+    for name, text in {"md": leaderboard.markdown(boards), "csv": leaderboard.csv(boards)}.items():
+        assert committed[name].is_file(), f"{committed[name]} is missing: run `python -m repro leaderboard`."
+        same = committed[name].read_bytes() == text.encode()
+        assert same, f"{committed[name]} is not what the records give: run `python -m repro leaderboard`."

@@ -1,0 +1,146 @@
+"""From a configuration to a record: the runner, its cache, its dense nets, and starting from another record."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from baselines import weights
+from baselines.data import DataOptions
+from baselines.errors import UserError
+from methods.controls.random_filter import RandomFilter
+from methods.filter_pruning.l1_filter import L1Filter
+from repro import measure, record
+from repro.config import BaselineOptions, DeviceOptions, ResultsOptions, RunConfig
+from repro.ground import dense_net, prepare
+from repro.run import run, train_dense
+
+
+def config(tmp_path, method=None, baseline="tiny_plain_synthetic", budget="short", weights_file=None, **options):
+    return RunConfig(
+        method=method or L1Filter(ratio=0.5),
+        baseline=BaselineOptions(baseline, weights_file, options.pop("teacher", None)),
+        data=DataOptions(holdout=options.pop("holdout", False)),
+        budget=budget,
+        results=ResultsOptions(str(tmp_path / "results")),
+        device=DeviceOptions(precision="fp32", channels_last=False),
+        cache=str(tmp_path / "cache"),
+        **options,
+    )
+
+
+def test_a_run_writes_a_valid_record_of_what_it_measured(tmp_path):
+    made = run(config(tmp_path))
+    path = tmp_path / "results" / "records" / made.place()
+    kept = record.load(path)
+    assert record.plain(kept.__dict__ | {"dense": 0, "compressed": 0}) == record.plain(
+        made.__dict__ | {"dense": 0, "compressed": 0}
+    )
+    assert kept.dense.params == 5872 and kept.compressed.params < 0.6 * kept.dense.params
+    assert kept.meter["train_calls"] == 1 and kept.meter["steps"] == 8 and kept.after_compression["top1"] > 0
+    assert {"name": "features.0", "dense": [8, 3], "compressed": [4, 3]} in kept.layers
+    assert kept.starts_from == "trained" and not kept.given_weights and kept.status == "ok"
+    assert set(kept.provenance["data_sha256"]) == {"x_train", "y_train", "x_test", "y_test"}
+    assert kept.compressed.bytes > 4 * kept.compressed.params and kept.compressed.bits == 32 * kept.compressed.params
+
+
+def test_running_again_replaces_and_another_seed_adds(tmp_path):
+    first, again, other = (run(config(tmp_path, seed=s)) for s in (0, 0, 1))
+    assert first.id == again.id != other.id and first.compressed == again.compressed
+    records, problems = record.load_all(tmp_path / "results")
+    assert len(records) == 2 and not problems
+
+
+def test_the_dense_net_is_trained_once_and_measured_once(tmp_path, monkeypatch):
+    run(config(tmp_path))
+    monkeypatch.setattr("baselines.task.Task.train_dense", lambda *_: pytest.fail("trained again"))
+    ground = prepare(config(tmp_path))
+    assert len([*(ground.cache / "dense").iterdir()]) == len([*(ground.cache / "measured").iterdir()]) == 1
+    run(config(tmp_path, RandomFilter(ratio=0.25)))
+    assert not [*(ground.cache / "journal").iterdir()], "a finished run leaves no journal"
+
+
+def test_a_damaged_dense_net_in_the_cache_is_refused(tmp_path):
+    run(config(tmp_path))
+    (path,) = (tmp_path / "cache" / "dense").iterdir()
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        run(config(tmp_path))
+
+
+def test_given_weights_are_used_and_the_record_says_so(tmp_path):
+    ground = prepare(config(tmp_path))
+    file = weights.save(dense_net(ground).model, tmp_path / "mine.safetensors")
+    made = run(config(tmp_path, weights_file=str(file), budget="zero"))
+    assert made.given_weights and made.meter["steps"] == 0 and made.after_compression is None
+    assert made.provenance["dense_sha256"] == weights.digest(weights.read(file)[0])
+    with pytest.raises(UserError, match="weights of another net than tiny_resnet_synthetic"):
+        run(config(tmp_path, baseline="tiny_resnet_synthetic", weights_file=str(file)))
+    with pytest.raises(UserError, match="There is no weights file"):
+        run(config(tmp_path, weights_file=str(tmp_path / "none.safetensors")))
+
+
+def test_train_writes_its_own_record_with_its_curve(tmp_path):
+    made = train_dense(config(tmp_path))
+    assert made.kind == "train" and made.starts_from == "scratch" and made.meter["steps"] == 16
+    assert len(made.curve) == 16 and made.curve[0][1] > made.curve[-1][1]
+    assert train_dense(config(tmp_path)).curve == made.curve, "the second call takes it from the cache"
+    with pytest.raises(UserError, match="budget=zero trains nothing"):
+        train_dense(config(tmp_path, budget="zero"))
+
+
+def test_a_run_can_start_from_another_record(tmp_path):
+    parent = run(config(tmp_path))
+    child = run(config(tmp_path, L1Filter(ratio=0.25), start=parent.id))
+    assert child.parent == parent.id and child.compressed.params < parent.compressed.params
+    assert child.dense == parent.dense, "both stand beside the same dense net"
+    with pytest.raises(UserError, match="start=abc: there is no such record"):
+        run(config(tmp_path, start="abc"))
+    with pytest.raises(UserError, match="is a run on tiny_plain_synthetic, not on tiny_resnet_synthetic"):
+        run(config(tmp_path, baseline="tiny_resnet_synthetic", start=parent.id))
+    (tmp_path / "cache" / "nets" / f"{parent.id}.safetensors").unlink()
+    with pytest.raises(UserError, match="is not in the cache"):
+        run(config(tmp_path, start=parent.id))
+
+
+@pytest.mark.parametrize("baseline", ["tiny_plain_synthetic", "tiny_resnet_synthetic"])
+def test_measure_gives_the_same_figures_from_the_kept_net(tmp_path, baseline):
+    made = run(config(tmp_path, baseline=baseline))
+    path = tmp_path / "results" / "records" / made.place()
+    before = json.loads(path.read_text())
+    assert measure.refresh(config(tmp_path, baseline=baseline)) == [path]
+    assert json.loads(path.read_text()) == before
+
+
+def test_another_teacher_and_holdout_are_part_of_the_identity(tmp_path):
+    from baselines import base
+
+    file = weights.save(base.load("tiny_plain_synthetic").net(4), tmp_path / "teacher.safetensors")
+    plain, taught, held = (run(config(tmp_path, **o)) for o in ({}, {"teacher": str(file)}, {"holdout": True}))
+    assert len({plain.id, taught.id, held.id}) == 3
+    assert plain.validation_seen and not held.validation_seen
+
+
+def test_a_loss_that_is_not_a_number_is_a_visible_record(tmp_path):
+    made = run(config(tmp_path, L1Filter(ratio=0.5, lr=1e30)))
+    assert made.status == "diverged"
+    assert record.load(tmp_path / "results" / "records" / made.place()).status == "diverged"
+
+
+def test_unknown_devices_and_budgets_are_refused(tmp_path):
+    with pytest.raises(UserError, match="There is no baseline 'vgg17'"):
+        prepare(config(tmp_path, baseline="vgg17"))
+    with pytest.raises(UserError, match="has no budget 'paper'"):
+        prepare(config(tmp_path, baseline="lenet5_mnist5k", budget="paper"))
+    if not torch.cuda.is_available():
+        cfg = config(tmp_path)
+        cfg.device.name = "cuda"
+        with pytest.raises(UserError, match=r"device.name=cuda, but torch sees no such device"):
+            prepare(cfg)
+
+
+def test_no_absolute_path_gets_into_a_record(tmp_path):
+    made = run(config(tmp_path))
+    text = Path(tmp_path / "results" / "records" / made.place()).read_text()
+    assert str(tmp_path) not in text and str(Path.home()) not in text
