@@ -9,12 +9,14 @@ import contextlib
 import copy
 import hashlib
 import os
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -401,7 +403,7 @@ class Journal:
             "meter": task.meter.__dict__,
             "curve": task.curve,
             "losses": [[i, float(value), lr] for i, value, lr in fit.losses],
-            "rng": torch.get_rng_state(),
+            "rng": random_state(),
             "generator": fit.generator.get_state(),
             "optimizer": fit.optimizer.state_dict(),
             "done": fit.done,
@@ -442,7 +444,7 @@ class Journal:
                 thing.load_state_dict(value)
         task.meter = Meter(**kept["meter"])
         task.curve = kept["curve"]
-        torch.set_rng_state(kept["rng"])
+        set_random_state(kept["rng"])
         fit.generator.set_state(kept["generator"])
         fit.optimizer.load_state_dict(kept["optimizer"])
         fit.losses = [(i, torch.tensor(value), lr) for i, value, lr in kept["losses"]]
@@ -457,13 +459,27 @@ def seed_of(seed: int, name: str) -> int:
 
 def seed_everything(seed: int) -> None:
     """torch, numpy and Python."""
-    import random
-
-    import numpy as np
-
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The global generators of torch, numpy and Python, in types that ``torch.load(weights_only=True)`` reads."""
+    name, keys, *rest = np.random.get_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": devices, "python": random.getstate(),
+            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest]}  # fmt: skip
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put the global generators back to a kept ``random_state()``."""
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def fastest(model: nn.Module, example: torch.Tensor, device: torch.device, batch_size: int = 64) -> tuple[str, bool]:

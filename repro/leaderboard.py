@@ -171,5 +171,5 @@ def figure(board: Board, families: list[str]) -> bytes:
     axes.set(xlabel="MACs reduction (%)", ylabel="top-1 (%)", title=board.slug)
     axes.legend(fontsize="small")
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", metadata={"Software": None})
+    fig.savefig(buffer, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": 4})
     return buffer.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -42,7 +43,10 @@ def packages() -> dict[str, str]:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """(commit, whether tracked files differ from it) of the checkout this code runs from; None outside one."""
+    """(commit, whether tracked files differ from it) of the checkout this code runs from.
+
+    Outside a checkout $REPRO_COMMIT says it (a commit, with "+" behind it where files differed), else both are None.
+    """
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -51,4 +55,5 @@ def git_state() -> tuple[str | None, bool | None]:
     try:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "-uno", "--", "*.py"))
     except (OSError, subprocess.CalledProcessError):
-        return None, None
+        given = os.environ.get("REPRO_COMMIT")
+        return (given.rstrip("+"), given.endswith("+")) if given else (None, None)

@@ -24,6 +24,13 @@ from baselines.errors import UserError
 SCHEMA_VERSION = 1
 MAX_COUNT = 10**18
 CLASS_DATA = ("paper", "reported", "recipes", "expected_failures")
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not allowed")
+
+
+parse = json.JSONDecoder(parse_constant=_no_constant).decode
 canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 NUMBERS = re.compile(r"\[\n([^\[\]{}\"]*)\n *\]")  # a list of numbers, which goes on one line
 KIT_MODULE = re.compile(r"methods\.kit\.(\w+)")
@@ -169,7 +176,7 @@ def load(path: str | Path) -> Record:
     """Read one record file; UserError with one sentence where anything in it is not as it should be."""
     try:
         with open(path, "rb") as file:
-            data = json.loads(file.read(), parse_constant=_no_constant)
+            data = parse(str(file.read(), "utf-8"))
         fault = _fault(data)
         if fault is None:
             nets = {name: Measurement(**data[name]) for name in ("dense", "compressed")}
@@ -214,10 +221,6 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not allowed")
-
-
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_COUNT
 
@@ -240,14 +243,15 @@ def _one_of(*choices: str) -> Rule:
 
 
 def _layers(value: Any) -> bool:
-    keys = {"name", "dense", "compressed"}
-    if not isinstance(value, list) or any(type(layer) is not dict or layer.keys() != keys for layer in value):
+    if not isinstance(value, list) or not set(map(type, value)) <= {dict}:
+        return False
+    if not set(map(frozenset, value)) <= {frozenset(("name", "dense", "compressed"))}:
         return False
     shapes = [shape for layer in value for shape in (layer["dense"], layer["compressed"]) if shape is not None]
     if not set(map(type, shapes)) <= {list}:
         return False
-    sizes = [*chain.from_iterable(shapes)]
-    return set(map(type, sizes)) <= {int} and (not sizes or 0 <= min(sizes) <= max(sizes) <= MAX_COUNT)
+    sizes = [*chain.from_iterable(shapes), 0]
+    return set(map(type, sizes)) == {int} and 0 <= min(sizes) <= max(sizes) <= MAX_COUNT
 
 
 def _provenance(value: Any) -> bool:
@@ -267,8 +271,8 @@ def _counted(value: Any) -> bool:
 def _losses(value: Any) -> bool:
     if not isinstance(value, list) or not set(map(type, value)) <= {list} or not set(map(len, value)) <= {3}:
         return False
-    numbers = [*filter(None, chain.from_iterable(value))]
-    return set(map(type, numbers)) <= {int, float} and (not numbers or max(map(abs, numbers)) <= MAX_COUNT)
+    numbers = [*filter(None, chain.from_iterable(value)), 0]
+    return set(map(type, numbers)) <= {int, float} and -MAX_COUNT <= min(numbers) <= max(numbers) <= MAX_COUNT
 
 
 def _accuracies(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ CLOSE = 1.0
 SLACK = 0.1  # points of reduction by which a paper may count its dense net otherwise
 
 
+@functools.lru_cache(maxsize=4096)
 def settings(cls: type[Method], recipe: str | None) -> dict[str, Any] | None:
     """The hyper-parameters that a recipe stands for ("" and None: the defaults); None where there is no such recipe."""
     try:

@@ -10,11 +10,13 @@ what both reach is owed to the layer widths and the retraining.
 
 Convolutions that an addition couples (a residual stream) lose nothing to ``ratio`` and ``macs_reduction`` unless
 ``stream`` is set; then layers whose channels go together draw one common lot, and CIFAR ResNets have the filters of
-their stream zeroed. ``ratios`` names every convolution, in network order. The recipes repeat the rates of L1-norm
-pruning (Li et al., ICLR 2017; configurations A and B) and of HRank (CVPR 2020; rates of its README).
+their stream zeroed. ``ratios`` names every convolution, in network order. The recipes repeat the rates and the
+retraining of L1-norm pruning (Li et al., ICLR 2017; configurations A and B) and of HRank (CVPR 2020; rates of its
+README).
 
-Deviations: the paper's random pruning draws single weights; here whole filters are drawn, so that the network gets
-smaller. ``macs_reduction`` is not in the paper.
+Deviations
+- The paper's random pruning draws single weights; here whole filters are drawn, so that the network gets smaller.
+- ``macs_reduction`` is not in the paper.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ RESNET56_L1_A = (0.0, *(rate for first in BLOCKS_L1_A for rate in (first, 0.0)))
 RESNET56_L1_B = (0.0, *(rate for first in BLOCKS_L1_B for rate in (first, 0.0)))
 RESNET56_HRANK = (0.1,) + (0.6,) * 35 + (0.0,) * 2 + (0.6,) * 6 + (0.4,) * 3 + (0.1, 0.4) * 4
 
+LIKE_HRANK = {"epochs": 30, "lr": 0.01}  # retrained as HRank is; the other recipes as L1-norm pruning is
+
 
 @dataclass
 class RandomFilter(Method):
@@ -76,14 +80,14 @@ class RandomFilter(Method):
     )
     recipes: ClassVar[dict[str, dict]] = {
         "vgg16_mnist5k/l1_A": {"ratios": VGG16_L1_A, "rounding": "keep"},
-        "vgg16_mnist5k/hrank": {"ratios": VGG16_HRANK},
+        "vgg16_mnist5k/hrank": {"ratios": VGG16_HRANK, **LIKE_HRANK},
         "vgg16_cifar10/l1_A": {"ratios": VGG16_L1_A, "rounding": "keep"},
-        "vgg16_cifar10/hrank": {"ratios": VGG16_HRANK},
+        "vgg16_cifar10/hrank": {"ratios": VGG16_HRANK, **LIKE_HRANK},
         "resnet56_cifar10/l1_A": {"ratios": RESNET56_L1_A, "rounding": "keep"},
         "resnet56_cifar10/l1_B": {"ratios": RESNET56_L1_B, "rounding": "keep"},
-        "resnet56_cifar10/hrank": {"ratios": RESNET56_HRANK},
+        "resnet56_cifar10/hrank": {"ratios": RESNET56_HRANK, **LIKE_HRANK},
         "resnet56_cifar100/l1_B": {"ratios": RESNET56_L1_B, "rounding": "keep"},
-        "resnet56_cifar100/hrank": {"ratios": RESNET56_HRANK},
+        "resnet56_cifar100/hrank": {"ratios": RESNET56_HRANK, **LIKE_HRANK},
     }
 
     def compress(self, model: nn.Module, task: Task) -> nn.Module:

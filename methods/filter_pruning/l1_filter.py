@@ -9,12 +9,15 @@ Convolutions that an addition couples (the second one of a ResNet block, a bottl
 nothing to ``ratio`` and ``macs_reduction``: as in the paper's experiments, a block loses filters inside only.
 ``ratios`` names every convolution, in network order.
 
-Deviations: (1) the rates per layer are the published ones; the sensitivity analysis that led to them (Sec. 3.2) is not
-run again. (2) Retraining follows the baseline's schedule from the paper's learning rate 1e-3, where the paper keeps it
-constant. (3) The paper does not say whether its tables use greedy or independent ranking; greedy, which it recommends,
-is the default. (4) A rate that ``ratios`` gives to a coupled convolution zeroes filters there by their own sums (and
-removes the channels on which all coupled ones agree), where Sec. 3.3 would follow the ranking of the projection
-shortcut; the published configurations have no such rate. (5) ``macs_reduction`` is not in the paper.
+Deviations
+- The rates per layer are the published ones; the sensitivity analysis that led to them (Sec. 3.2) is not run again.
+- Retraining follows the baseline's schedule from the paper's learning rate 1e-3, where the paper keeps it constant.
+- The paper does not say whether its tables use greedy or independent ranking; greedy, which it recommends, is the
+  default.
+- A rate that ``ratios`` gives to a coupled convolution zeroes filters there by their own sums (and removes the channels
+  on which all coupled ones agree), where Sec. 3.3 would follow the ranking of the projection shortcut; the published
+  configurations have no such rate.
+- ``macs_reduction`` is not in the paper.
 """
 
 from __future__ import annotations
