@@ -64,8 +64,8 @@ class Baseline:
     ``net`` and ``student`` build an untrained network from the number of classes. ``train`` maps each dense budget to
     a recipe; ``finetune`` is the schedule that methods get (its ``epochs`` is the total of one ``compress`` at budget
     ``short``). ``crop`` is the padding of the random crop in pixels, ``flip`` allows mirroring. ``published`` holds
-    the dense accuracy in percent (``top1``, ``top5``) and ``source`` says where it is printed. ``pretrained`` builds the net with published weights
-    where the dense net is not trained here.
+    the dense accuracy in percent (``top1``, ``top5``) and ``source`` says where it is printed. ``pretrained`` builds
+    the net with published weights where the dense net is not trained here.
     """
 
     name: str

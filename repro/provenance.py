@@ -43,17 +43,20 @@ def packages() -> dict[str, str]:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """(commit, whether tracked files differ from it) of the checkout this code runs from.
+    """(commit, whether a Python file differs from it) of the checkout this code runs from; None where there is none.
 
-    Outside a checkout $REPRO_COMMIT says it (a commit, with "+" behind it where files differed), else both are None.
+    $REPRO_COMMIT says it for a copy without its history: a commit, with "+" behind it where files differed.
     """
-    folder = Path(__file__).parent
+    given = os.environ.get("REPRO_COMMIT")
+    if given:
+        return given.rstrip("+"), given.endswith("+")
 
     def git(*words: str) -> str:
+        folder = Path(__file__).parent
         return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "-uno", "--", "*.py"))
+        git("ls-files", "--error-unmatch", __file__)  # not some other repository that this code happens to lie in
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "-uno", "--", ":(top)*.py"))
     except (OSError, subprocess.CalledProcessError):
-        given = os.environ.get("REPRO_COMMIT")
-        return (given.rstrip("+"), given.endswith("+")) if given else (None, None)
+        return None, None

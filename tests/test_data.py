@@ -99,7 +99,7 @@ def test_missing_data_names_the_path_and_the_command(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR100", offline)
-    with pytest.raises(UserError, match="no cifar100 in .*no network.*scripts/fetch_data.py cifar100") as caught:
+    with pytest.raises(UserError, match=r"no cifar100 in .*no network.*scripts/fetch_data.py cifar100") as caught:
         cifar("cifar100", 100, DataOptions(root=str(tmp_path)))
     assert str(tmp_path) in str(caught.value)
     with pytest.raises(UserError, match=r"no ImageNet in .*expected train/<wnid>"):

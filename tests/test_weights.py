@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_refused(tmp_path, damage, words):
 
 def test_weights_with_a_layer_too_many_are_refused(tmp_path):
     save_file({**net().state_dict(), "more.weight": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="holds 'more.weight', which the net does not have"):
+    with pytest.raises(UserError, match=r"holds 'more.weight', which the net does not have"):
         weights.load(net(), tmp_path / "x.safetensors", "tiny")
 
 

@@ -89,5 +89,5 @@ def test_every_baseline_is_complete(name):
     student, net = b.student(classes), b.net(classes)
     count = [sum(p.numel() for p in m.parameters()) for m in (student, net)]
     assert count[0] < count[1]
-    assert {s for s in b.stages} <= {n for n, _ in net.named_modules()}
+    assert set(b.stages) <= {n for n, _ in net.named_modules()}
     assert not b.published or b.source
