@@ -81,7 +81,7 @@ def zero_board(baseline: str) -> list[Cell]:
     cells = [Cell("dense", baseline, "zero", given=True)]
     for ratio in (0.1, 0.3, 0.5, 0.7, 0.9):
         for method, settings, seeds in (
-            ("hrank", {"rate": ratio, "layerwise": False}, (0,)),
+            ("hrank", {"ratio": ratio, "layerwise": False}, (0,)),
             ("l1_filter", {"ratio": ratio}, (0,)),
             ("random_filter", {"ratio": ratio}, (0, 1, 2)),
         ):

@@ -5,8 +5,8 @@ M. Lin, R. Ji, Y. Wang, Y. Zhang, B. Zhang, Y. Tian, L. Shao. CVPR 2020, https:/
 Idea: the rank of a filter's feature map hardly depends on the image, and maps of low rank carry little information; so
 measure the mean rank over a few images on the trained net, once, and drop the filters with the lowest, layer by layer.
 
-The rates are those of the authors' README, one per convolution. It lists 12 for the 13 convolutions of VGG-16; their
-code leaves the last one whole. ResNet-50's are in the order stem, then per stage projection, conv1, conv2, conv3 of
+The rates are those of the authors' README, one per convolution; the last of VGG-16's 13 is 0, because their code leaves
+that convolution whole. ResNet-50's are in the order stem, then per stage projection, conv1, conv2, conv3 of
 each block. A layer of n filters loses int(rate * n). The authors count a filter's own weights only, not the channels
 that the next layer no longer reads (rule ``hrank_out_only``); here both are gone.
 
@@ -20,10 +20,11 @@ Deviations
   rank each by itself (a block's projection like its last convolution).
 - Maps are read behind the ReLU everywhere; the authors' code reads behind the max-pool where one follows.
 - The 500 images are plain; the authors' code takes 5 batches of 128 augmented ones.
-- A layer that loses no filter gets no fine-tuning of its own.
+- A layer that loses no filter gets no fine-tuning of its own; ResNet-50 is fine-tuned once per block, as in the
+  authors' code, where the paper says once per layer.
 - The rates behind the printed rows HRank-1 and HRank-3 are not published: those recipes remove the printed share of
   MACs, counted physically, at one rate for all layers off the residual stream.
-- ``rate``, ``macs_reduction`` and the one-shot recipes are not in the paper.
+- ``ratio``, ``macs_reduction`` and the one-shot recipes are not in the paper.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from baselines.task import Task
     from methods.kit.surgery import Keep, Layer, Selection
 
-DEFAULT_RATE = 0.5
+DEFAULT_RATIO = 0.5
 CHUNK = 2**20  # map entries in one batched decomposition
 VGG16 = (0.95,) + (0.5,) * 6 + (0.9,) * 4 + (0.8, 0.0)
 RESNET56 = (0.1,) + (0.6,) * 35 + (0.0,) * 2 + (0.6,) * 6 + (0.4,) * 3 + (0.1, 0.4) * 4
@@ -59,14 +60,14 @@ RECOUNTED = f"{README}; params and MACs recounted from the rates: exact"
 class HRank(Method):
     """Removes the filters whose feature maps have the lowest mean rank over ``images`` training images.
 
-    The first that is set of ``macs_reduction`` (share of the MACs to save, at one rate), ``rate`` (one for all) and
-    ``rates`` (one per convolution) counts; with none of them the rate is 0.5. One rate leaves convolutions that an
+    The first that is set of ``macs_reduction`` (share of the MACs to save, at one rate), ``ratio`` (one for all) and
+    ``ratios`` (one per convolution) counts; with none of them the rate is 0.5. One rate leaves convolutions that an
     addition couples whole unless ``stream`` is set. ``layerwise``: ``epochs`` of fine-tuning after each layer
     (``blockwise``: after each residual block), else prune everything at once and fine-tune for ``epochs``.
     """
 
-    rate: float | None = None
-    rates: tuple[float, ...] = ()
+    ratio: float | None = None
+    ratios: tuple[float, ...] = ()
     macs_reduction: float | None = None
     stream: bool = False
     images: int = 500
@@ -83,20 +84,20 @@ class HRank(Method):
         code="https://github.com/lmbxmu/HRank",
     )
     recipes: ClassVar[dict[str, dict]] = {
-        "vgg16_mnist5k": {"rates": VGG16},
-        "vgg16_mnist5k/oneshot": {"rates": VGG16, "layerwise": False},
-        "vgg16_cifar10": {"rates": VGG16},
-        "vgg16_cifar10/oneshot": {"rates": VGG16, "layerwise": False},
+        "vgg16_mnist5k": {"ratios": VGG16},
+        "vgg16_mnist5k/oneshot": {"ratios": VGG16, "layerwise": False},
+        "vgg16_cifar10": {"ratios": VGG16},
+        "vgg16_cifar10/oneshot": {"ratios": VGG16, "layerwise": False},
         "vgg16_cifar10/HRank-1": {"macs_reduction": 0.535},
         "vgg16_cifar10/HRank-3": {"macs_reduction": 0.765},
-        "resnet56_cifar10": {"rates": RESNET56},
-        "resnet56_cifar10/oneshot": {"rates": RESNET56, "layerwise": False},
+        "resnet56_cifar10": {"ratios": RESNET56},
+        "resnet56_cifar10/oneshot": {"ratios": RESNET56, "layerwise": False},
         "resnet56_cifar10/HRank-1": {"macs_reduction": 0.293},
         "resnet56_cifar10/HRank-3": {"macs_reduction": 0.741},
-        "resnet56_cifar100": {"rates": RESNET56},
-        "resnet56_cifar100/oneshot": {"rates": RESNET56, "layerwise": False},
-        "resnet50_imagenette": {"rates": RESNET50, "blockwise": True},
-        "resnet50_imagenet": {"rates": RESNET50, "blockwise": True},
+        "resnet56_cifar100": {"ratios": RESNET56},
+        "resnet56_cifar100/oneshot": {"ratios": RESNET56, "layerwise": False},
+        "resnet50_imagenette": {"ratios": RESNET50, "blockwise": True},
+        "resnet50_imagenet": {"ratios": RESNET50, "blockwise": True},
         "resnet50_imagenet/HRank-1": {"macs_reduction": 0.438, "blockwise": True},
         "resnet50_imagenet/HRank-3": {"macs_reduction": 0.76, "blockwise": True},
     }
@@ -168,11 +169,11 @@ class HRank(Method):
         """The filters to keep, by whichever of the three ways of giving rates is set."""
         if self.images < 1:
             raise UserError(f"images={self.images} leaves nothing to rank on: give at least 1; the paper takes 500.")
-        if self.macs_reduction is None and self.rate is None and self.rates:
-            wanted = surgery.rates(self.rates, layers)
+        if self.macs_reduction is None and self.ratio is None and self.ratios:
+            wanted = surgery.rates(self.ratios, layers)
         else:
             free = [name for name, layer in layers.items() if self.stream or not layer.coupled]
-            wanted = surgery.rates(DEFAULT_RATE if self.rate is None else self.rate, free)
+            wanted = surgery.rates(DEFAULT_RATIO if self.ratio is None else self.ratio, free)
         names = [name for name, rate in wanted.items() if rate > 0 or self.macs_reduction is not None]
         if not names:
             return {}, []

@@ -185,7 +185,7 @@ def gap(cls):
     keep = expected_keep(net, calibration, RATES)
     x = torch.randn(6, 3, 16, 16)
     right = forward(net, x, keep)[1]
-    return (cls(rates=RATES, images=IMAGES).compress(copy.deepcopy(net), task)(x) - right).abs().max().item()
+    return (cls(ratios=RATES, images=IMAGES).compress(copy.deepcopy(net), task)(x) - right).abs().max().item()
 
 
 def test_the_filters_of_lowest_mean_rank_go():
@@ -252,7 +252,7 @@ def layerwise_gap(cls, make, rates):
     maps = [dense.features[:i](images) for i in (3, 7)] if plain else forward(dense, images)[0].values()
     keep = {n: lowest_dropped(m, r) for n, m, r in zip(parts_of(dense), maps, rates, strict=True)}
     with torch.enable_grad():
-        net = cls(rates=rates, images=IMAGES, epochs=2, lr=0.05).compress(copy.deepcopy(dense), task)
+        net = cls(ratios=rates, images=IMAGES, epochs=2, lr=0.05).compress(copy.deepcopy(dense), task)
         right, other = masked_training(copy.deepcopy(dense), keep, 2, 0.05)
     assert task.meter.train_calls == other.meter.train_calls == len(rates)
     return (net(x) - right(x)).abs().max().item()
@@ -275,14 +275,14 @@ def test_one_shot_fine_tunes_once_and_blockwise_once_per_block():
     calls = {}
     for fields in ({}, {"blockwise": True}, {"layerwise": False}):
         task, rates = task_for(budget="smoke"), (0.3, *RATES[1:-1], 0.0)
-        HRank(rates=rates, images=2, **fields).compress(used(tiny_resnet()), task)
+        HRank(ratios=rates, images=2, **fields).compress(used(tiny_resnet()), task)
         calls[tuple(fields)] = task.meter.train_calls
     assert calls == {(): 6, ("blockwise",): 4, ("layerwise",): 1}
 
 
 def test_zeroed_filters_of_the_stream_stay_zero():
     task = task_for(budget="smoke")
-    net = HRank(rates=RATES, images=2).compress(used(tiny_resnet()), task)
+    net = HRank(ratios=RATES, images=2).compress(used(tiny_resnet()), task)
     assert [net.layer1[0].conv1.out_channels, net.layer2[0].conv1.out_channels] == [4, 5]
     for name, rate in zip(parts_of(net), RATES, strict=True):
         if name.endswith("conv2") or name == "conv1":
@@ -358,7 +358,7 @@ def test_published_rates_as_the_authors_count(make, rates, side, size):
 
 def test_resnet50_loses_the_channels_of_its_stream():
     task = task_for((3, 32, 32))
-    net = HRank(rates=RESNET50, images=2, layerwise=False).compress(torchvision.models.resnet50(), task)
+    net = HRank(ratios=RESNET50, images=2, layerwise=False).compress(torchvision.models.resnet50(), task)
     widths = [net.conv1.out_channels, *(stage[0].conv3.out_channels for stage in (net.layer1, net.layer2, net.layer3))]
     assert widths == [64 - 12, 256 - 204, 512 - 409, 1024 - 563]
     assert net.layer4[2].conv1.out_channels == 512 - 230 and net.fc.in_features == 2048 - 921
@@ -387,33 +387,33 @@ def kept(fields, net=None):
 
 def test_one_rate_leaves_the_stream_whole_unless_asked():
     assert kept({})["kept"] == {"layer1.0.conv1": 4, "layer2.0.conv1": 6, "layer3.0.conv1": 8}
-    found = kept({"rate": 0.25, "stream": True, "rates": RATES})["kept"]
+    found = kept({"ratio": 0.25, "stream": True, "ratios": RATES})["kept"]
     assert list(found.values()) == [6, 6, 6, 9, 9, 12, 12] and next(iter(found)) == "conv1"
 
 
 def test_macs_reduction_comes_first():
-    found = kept({"macs_reduction": 0.3, "rate": 0.9, "rates": RATES})["kept"]
+    found = kept({"macs_reduction": 0.3, "ratio": 0.9, "ratios": RATES})["kept"]
     assert set(found) == {"layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"}
     assert all(0 < share < 0.9 for share in (1 - n / w for n, w in zip(found.values(), (8, 12, 16), strict=True)))
 
 
 def test_nothing_is_ranked_where_nothing_goes():
-    assert kept({"rate": 0.0}) == {"kept": {}, "clamped": []}
-    assert set(kept({"rates": (0, 0.5, 0, 0, 0, 0, 0)})["kept"]) == {"layer1.0.conv1"}
+    assert kept({"ratio": 0.0}) == {"kept": {}, "clamped": []}
+    assert set(kept({"ratios": (0, 0.5, 0, 0, 0, 0, 0)})["kept"]) == {"layer1.0.conv1"}
 
 
 def test_a_layer_never_becomes_empty():
     task, net = task_for(), TinyPlain(channels=(1, 12))
-    HRank(rate=0.97, images=2).compress(net, task)
+    HRank(ratio=0.97, images=2).compress(net, task)
     assert task.details["kept"] == {"features.0": 1, "features.4": 1}
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"rate": 1.0}, r"ratio 1.0 of .* lies outside \[0, 1\)"),
-        ({"rate": -0.1}, r"ratio -0.1 of .* lies outside \[0, 1\)"),
-        ({"rates": (0.5, 0.5)}, "2 pruning ratios were given, but there are 7 convolutions"),
+        ({"ratio": 1.0}, r"ratio 1.0 of .* lies outside \[0, 1\)"),
+        ({"ratio": -0.1}, r"ratio -0.1 of .* lies outside \[0, 1\)"),
+        ({"ratios": (0.5, 0.5)}, "2 pruning ratios were given, but there are 7 convolutions"),
         ({"macs_reduction": 1.5}, r"1.5 lies outside \[0, 1\)"),
         ({"images": 0}, "images=0 leaves nothing to rank on"),
     ],
@@ -426,5 +426,5 @@ def test_bad_values(fields, words):
 def test_every_recipe_has_a_rate_for_each_convolution():
     widths = {"vgg16": 13, "resnet56": 55, "resnet50": 53}
     for key, fields in HRank.recipes.items():
-        assert "macs_reduction" in fields or len(fields["rates"]) == widths[key.split("_")[0]]
+        assert "macs_reduction" in fields or len(fields["ratios"]) == widths[key.split("_")[0]]
     assert len(list(itertools.chain(HRank.reported))) == 9
