@@ -135,8 +135,9 @@ def test_a_subset_is_never_beside_the_full_set():
 
 def test_dense_comes_first_then_controls_then_families():
     records = [a_run(method="other", family="distillation"), a_run(), a_run(method="random_filter"), dense()]
+    records.append(a_run(method="all_random", family="controls"))
     order = [row["method"] for row in only(records).rows]
-    assert order == ["dense", "random_filter", "other", "fake"]
+    assert order == ["dense", "all_random", "random_filter", "other", "fake"]
     assert order == [row["method"] for row in only(records[::-1]).rows]
 
 
@@ -293,8 +294,8 @@ def fakes(*pairs):
 
 
 def test_rows_closer_than_one_combined_std_share_a_rank():
-    apart = fakes((92.0, 92.2), (91.0, 91.2), (90.9, 91.1))
-    assert ranks([*apart, *random_rows()]) == {"ratio=1": 1, "ratio=2": 2, "ratio=3": 2}
+    apart = fakes((92.0, 92.2), (91.0, 91.2), (90.9, 91.1), (90.75, 90.95))
+    assert ranks([*apart, *random_rows()]) == {"ratio=1": 1, "ratio=2": 2, "ratio=3": 2, "ratio=4": 3}
 
 
 def test_trained_and_scratch_are_ranked_apart():

@@ -416,7 +416,7 @@ def test_a_part_without_a_version_and_a_file_that_is_not_python_are_named(tree):
 def test_a_function_registered_by_a_decorator_counts(tree):
     path = tree / "methods/filter_pruning/fake.py"
     edit(path, "def scores(model):", "@functools.singledispatch\ndef scores(model):")
-    edit(path, "def unused():", "@scores.register\ndef _(model: int):")
+    edit(path, "def unused():", "@scores.register\ndef of_numbers(model: int):")
     record = fresh(tree)
     edit(path, "return 1", "return 2")
     assert is_stale(record, tree / "methods")
