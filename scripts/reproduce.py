@@ -76,12 +76,15 @@ def board(baseline: str, budget: str, rows: str, seeds: tuple[int, ...] = (0, 1,
     return [Cell(method, baseline, budget, seeds, variant, given=given) for method, _, variant in named]
 
 
-def zero_board(baseline: str) -> list[Cell]:
-    """Right after pruning, no training: random, L1 and rank at uniform ratios. Only random depends on the seed."""
+def zero_board(baseline: str, images: int = 500) -> list[Cell]:
+    """Right after pruning, no training: random, L1 and rank at uniform ratios. Only random depends on the seed.
+
+    ``images``: how many the ranks are averaged over; maps of 56 x 56 and more make them expensive.
+    """
     cells = [Cell("dense", baseline, "zero", given=True)]
     for ratio in (0.1, 0.3, 0.5, 0.7, 0.9):
         for method, settings, seeds in (
-            ("hrank", {"ratio": ratio, "layerwise": False}, (0,)),
+            ("hrank", {"ratio": ratio, "layerwise": False, "images": images}, (0,)),
             ("l1_filter", {"ratio": ratio}, (0,)),
             ("random_filter", {"ratio": ratio}, (0, 1, 2)),
         ):
@@ -99,7 +102,7 @@ def matrix() -> list[Cell]:
     return [
         *board("vgg16_mnist5k", "short", MNIST),
         *zero_board("resnet56_cifar10"),
-        *zero_board("resnet50_imagenette"),
+        *zero_board("resnet50_imagenette", images=100),
         *board("resnet56_cifar10", "short", f"{RESNET56} hrank", (0, 1), given=True),
         *board("vgg16_cifar10", "short", f"{VGG16} hrank", (0, 1), given=True),
         *board("resnet56_cifar100", "paper", f"{RESNET56} kd l1_filter/weight_sum hrank"),
