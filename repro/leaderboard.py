@@ -153,9 +153,10 @@ def figure(board: Board, families: list[str]) -> bytes:
 
     fig = Figure(figsize=(6.4, 4.2), dpi=100)
     axes = fig.add_subplot()
+    fig.subplots_adjust(bottom=0.13)
     colours = matplotlib.colormaps["tab20"].colors
-    for family, rows in grouped((r for r in board.rows if r["n"]), lambda r: r["family"]).items():
-        rows = [row for row in rows if row["method"] != "dense" and row["macs_reduction"] is not None]
+    shown = [r for r in board.rows if r["n"] and r["method"] != "dense" and r["macs_reduction"] is not None]
+    for family, rows in grouped(shown, lambda r: r["family"]).items():
         axes.errorbar(
             [100 * row["macs_reduction"] for row in rows],
             [row[board.metric] for row in rows],
