@@ -7,6 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 import torchvision
+from oracle import size_of
 from torch import nn
 
 from baselines.errors import UserError
@@ -91,23 +92,6 @@ def masked_output(net, keep, x):
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@torch.no_grad()
-def macs_of(net, image):
-    """MACs of convolutions and linear layers: output places x filters x weights of one filter."""
-    total = 0
-
-    def count(module, _, out):
-        nonlocal total
-        total += out.numel() * module.weight[0].numel()
-
-    leaves = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks = [m.register_forward_hook(count) for m in leaves]
-    net(image)
-    for hook in hooks:
-        hook.remove()
-    return total
 
 
 # -- what can be pruned
@@ -399,16 +383,16 @@ def test_one_graph_per_removal_and_budget(monkeypatch):
 def test_budget_is_met_and_tight(name, choose):
     make, side = {**NETS, **MORE}[name]
     net, x = build(make), torch.zeros(1, 3, side, side)
-    whole, target = macs_of(net, x), 0.5
+    whole, target = size_of(net, x.shape[1:])[1], 0.5
     scores = surgery.couple(random_scores(net, x), surgery.layers(net, x))
     keep, _ = surgery.macs_budget(net, x, scores, target, choose)
-    left = macs_of(surgery.remove(copy.deepcopy(net), x, keep), x)
+    left = size_of(surgery.remove(copy.deepcopy(net), x, keep), x.shape[1:])[1]
     assert left <= (1 - target) * whole
     # the next milder choice on a grid of ratios saves too little
     milder = [choose(scores, i / 100)[0] for i in range(100)]
     kept = int(sum(k.sum() for k in keep.values()))
     milder = [m for m in milder if int(sum(k.sum() for k in m.values())) > kept]
-    assert macs_of(surgery.remove(copy.deepcopy(net), x, milder[-1]), x) > (1 - target) * whole
+    assert size_of(surgery.remove(copy.deepcopy(net), x, milder[-1]), x.shape[1:])[1] > (1 - target) * whole
 
 
 def test_budget_counts_what_removal_leaves():
@@ -417,9 +401,9 @@ def test_budget_counts_what_removal_leaves():
         net, x = build(make), torch.zeros(1, 3, side, side)
         keep, _ = surgery.select(random_scores(net, x), 0.4)
         counts = surgery._module_macs(net, x)
-        assert sum(counts.values()) == macs_of(net, x)
+        assert sum(counts.values()) == size_of(net, x.shape[1:])[1]
         expected = surgery._macs_left(net, counts, keep, surgery.layers(net, x))
-        assert macs_of(surgery.remove(net, x, keep), x) == pytest.approx(expected, rel=1e-9)
+        assert size_of(surgery.remove(net, x, keep), x.shape[1:])[1] == pytest.approx(expected, rel=1e-9)
 
 
 def test_budgets_that_cannot_be_met():

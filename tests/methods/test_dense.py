@@ -1,19 +1,15 @@
 """The dense row is the trained net itself."""
 
 import copy
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import torch
+from oracle import mutant
 
 from baselines import base
 from baselines.data import DataOptions, synthetic
 from baselines.models.tiny import tiny_resnet
 from baselines.task import Task
 from methods.controls import dense
-
-SOURCE = Path(dense.__file__).read_text()
 
 
 def untouched(cls):
@@ -30,13 +26,8 @@ def test_the_net_comes_back_as_it_is():
 
 
 def test_the_oracle_catches_a_changed_line():
-    module = ModuleType("dense_mutant")
-    sys.modules[module.__name__] = module
-    old = "        return model"
-    assert SOURCE.count(old) == 1
     for new in ("        return task.train(model, 1)", "        return task.fresh()"):
-        exec(compile(SOURCE.replace(old, new), "mutant", "exec"), module.__dict__)
-        assert not untouched(module.Dense)
+        assert not untouched(mutant(dense, "        return model", new).Dense)
 
 
 def test_it_has_nothing_to_set():

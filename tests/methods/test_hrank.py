@@ -2,15 +2,13 @@
 
 import copy
 import itertools
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from oracle import mutant, size_of
 from torch import nn
 
 from baselines import base
@@ -24,7 +22,6 @@ from methods.filter_pruning import hrank
 from methods.filter_pruning.hrank import RESNET50, RESNET56, VGG16, HRank
 from methods.kit import features
 
-SOURCE = Path(hrank.__file__).read_text()
 IMAGES = 12
 
 
@@ -49,15 +46,6 @@ def used(net):
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, 0, module.in_features**-0.5)
     return net.eval()
-
-
-def mutant(old, new):
-    """The method's file with one line changed."""
-    assert SOURCE.count(old) == 1
-    module = ModuleType("hrank_mutant")
-    sys.modules[module.__name__] = module
-    exec(compile(SOURCE.replace(old, new), "mutant", "exec"), module.__dict__)
-    return module
 
 
 # -- ranks
@@ -119,7 +107,7 @@ def test_ranks_do_not_depend_on_chunks_or_threads(monkeypatch):
     ],
 )
 def test_the_rank_oracle_catches_a_changed_line(old, new):
-    assert wrong(mutant(old, new).ranks) > 0
+    assert wrong(mutant(hrank, old, new).ranks) > 0
 
 
 def test_maps_that_are_not_finite():
@@ -202,7 +190,7 @@ def test_the_filters_of_lowest_mean_rank_go():
     ],
 )
 def test_the_oracle_catches_a_changed_line(old, new):
-    assert gap(mutant(old, new).HRank) > 1e-3
+    assert gap(mutant(hrank, old, new).HRank) > 1e-3
 
 
 def test_the_oracle_catches_ranks_before_the_relu(monkeypatch):
@@ -267,7 +255,7 @@ def test_layerwise_equals_training_with_masks(make, rates):
 
 
 def test_the_masked_net_catches_filters_that_come_back():
-    forgetful = mutant("after_step=hold", "after_step=None").HRank
+    forgetful = mutant(hrank, "after_step=hold", "after_step=None").HRank
     assert layerwise_gap(forgetful, tiny_resnet, RATES) > 1e-4
 
 
@@ -293,22 +281,6 @@ def test_zeroed_filters_of_the_stream_stay_zero():
 
 
 # -- published structures
-
-
-@torch.no_grad()
-def size_of(net, shape):
-    """(params, MACs of convolutions and linear layers)."""
-    total = 0
-
-    def count(module, _, out):
-        nonlocal total
-        total += out.numel() * module.weight[0].numel()
-
-    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    net.eval()(torch.zeros(1, *shape))
-    for hook in hooks:
-        hook.remove()
-    return sum(p.numel() for p in net.parameters()), total
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,12 @@
 """L1-norm filter pruning against numpy, and its published structures through the method's own code."""
 
 import copy
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from oracle import mutant, size_of
 from torch import nn
 
 from baselines import base
@@ -22,39 +20,12 @@ from baselines.task import Task
 from methods.filter_pruning import l1_filter
 from methods.filter_pruning.l1_filter import L1Filter, block_rates
 
-SOURCE = Path(l1_filter.__file__).read_text()
-
 
 def task_for(shape, budget="zero"):
     """A task on toy data whose example has the given (C, H, W); at budget zero nothing is trained."""
     task = Task(base.load("tiny_plain_synthetic"), synthetic(DataOptions(), train=64, test=4), budget=budget)
     task.example = torch.zeros(1, *shape)
     return task
-
-
-@torch.no_grad()
-def size_of(net, shape):
-    """(params, MACs of convolutions and linear layers)."""
-    total = 0
-
-    def count(module, _, out):
-        nonlocal total
-        total += out.numel() * module.weight[0].numel()
-
-    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    net.eval()(torch.zeros(1, *shape))
-    for hook in hooks:
-        hook.remove()
-    return sum(p.numel() for p in net.parameters()), total
-
-
-def mutant(old, new):
-    """The method's class with one line of its file changed."""
-    assert SOURCE.count(old) == 1
-    module = ModuleType("l1_filter_mutant")
-    sys.modules[module.__name__] = module
-    exec(compile(SOURCE.replace(old, new), "mutant", "exec"), module.__dict__)
-    return module.L1Filter
 
 
 def expected_plain(net, ratio, greedy):
@@ -112,7 +83,7 @@ def test_the_smallest_sums_go(ratio, greedy):
     ids=["signed sums", "never greedy", "other rounding", "counts the dead kernels", "largest go"],
 )
 def test_the_oracle_catches_a_changed_line(old, new):
-    assert not follows_the_paper(mutant(old, new))
+    assert not follows_the_paper(mutant(l1_filter, old, new).L1Filter)
 
 
 def test_greedy_and_independent_rank_differently():

@@ -1,13 +1,10 @@
 """Random filter pruning: fair lots that follow the seed only, and the structures of the methods it controls."""
 
 import copy
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from torch import nn
+from oracle import mutant, size_of
 
 from baselines import base
 from baselines.data import DataOptions, synthetic
@@ -19,7 +16,6 @@ from baselines.task import Task
 from methods.controls import random_filter
 from methods.controls.random_filter import RandomFilter
 
-SOURCE = Path(random_filter.__file__).read_text()
 CIFAR, TINY = (3, 32, 32), (3, 16, 16)
 DATA = synthetic(DataOptions(), train=64, test=4)
 
@@ -28,31 +24,6 @@ def task_for(shape, seed=0, budget="zero"):
     task = Task(base.load("tiny_plain_synthetic"), DATA, budget=budget, seed=seed)
     task.example = torch.zeros(1, *shape)
     return task
-
-
-def mutant(old, new):
-    """The method's class with one line of its file changed."""
-    assert SOURCE.count(old) == 1
-    module = ModuleType("random_filter_mutant")
-    sys.modules[module.__name__] = module
-    exec(compile(SOURCE.replace(old, new), "mutant", "exec"), module.__dict__)
-    return module.RandomFilter
-
-
-@torch.no_grad()
-def size_of(net, shape):
-    """(params, MACs of convolutions and linear layers)."""
-    total = 0
-
-    def count(module, _, out):
-        nonlocal total
-        total += out.numel() * module.weight[0].numel()
-
-    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    net.eval()(torch.zeros(1, *shape))
-    for hook in hooks:
-        hook.remove()
-    return sum(p.numel() for p in net.parameters()), total
 
 
 def kept_by(cls, net, seed, **fields):
@@ -92,7 +63,7 @@ def test_lots_are_fair_and_follow_the_seed():
     ids=["not random", "seed ignored", "not repeatable", "ratio ignored"],
 )
 def test_the_oracle_catches_a_changed_line(old, new):
-    assert not is_a_fair_lot(mutant(old, new))
+    assert not is_a_fair_lot(mutant(random_filter, old, new).RandomFilter)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +103,9 @@ def stream_stays_zero(cls):
 
 def test_the_stream_is_zeroed_and_stays_zero():
     assert stream_stays_zero(RandomFilter)
-    assert not stream_stays_zero(mutant(", after_step=surgery.hold(model, task.example)", ""))
+    assert not stream_stays_zero(
+        mutant(random_filter, ", after_step=surgery.hold(model, task.example)", "").RandomFilter
+    )
 
 
 def test_the_stream_is_left_alone_unless_asked():

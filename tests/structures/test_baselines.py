@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from oracle import size_of
 from torch import nn
 
 from baselines import base
@@ -32,24 +33,6 @@ def test_other_depths(depth, params, macs):
     assert (got.params, got.macs) == (params, macs)
 
 
-def macs_by_hooks(net, x):
-    """Multiply-accumulates from the definition: outputs times inputs per output."""
-    total = 0
-
-    def count(module, inputs, output):
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            total += output.numel() * module.in_channels // module.groups * module.kernel_size[0] ** 2
-        else:
-            total += output.numel() * module.in_features
-
-    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    net.eval()(x)
-    for hook in hooks:
-        hook.remove()
-    return total
-
-
 def test_the_counter_equals_the_definition_also_with_groups_strides_and_zeros():
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -61,7 +44,7 @@ def test_the_counter_equals_the_definition_also_with_groups_strides_and_zeros():
     )
     x = torch.randn(1, 4, 8, 8)
     got = cost(net, torch.cat([x, x]))
-    assert got.macs == macs_by_hooks(net, x) == got.effective_macs
+    assert got.macs == size_of(net, (4, 8, 8))[1] == got.effective_macs
     with torch.no_grad():
         net[0].weight[:3] = 0
         net[4].weight[:, ::2] = 0
