@@ -6,8 +6,6 @@ from baselines.base import Baseline, Recipe
 from baselines.data import mnist5k
 from baselines.models.vgg import VGG, VGG16
 
-FINETUNE = Recipe(epochs=12, lr=0.01, batch_size=50)
-
 BASELINE = Baseline(
     name="vgg16_mnist5k",
     net=lambda classes: VGG(VGG16, classes, width=0.25),
@@ -17,7 +15,7 @@ BASELINE = Baseline(
     std=(0.3081,) * 3,
     crop=2,
     train={"short": Recipe(epochs=10, lr=0.05, batch_size=50, warmup=0.1)},
-    finetune=FINETUNE,
+    finetune=Recipe(epochs=12, lr=0.01, batch_size=50),
     stages=tuple(f"features.{i}" for i in (6, 13, 23, 33)),
     siblings={"half": lambda classes: VGG(VGG16, classes, width=0.125)},
     budgets=("smoke", "zero", "short"),

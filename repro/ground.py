@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from baselines.base import Baseline
 from baselines.data import Data
 from baselines.errors import UserError
 from baselines.task import Engine, Task
-from repro.record import plain
+from repro.config import default_cache
+from repro.record import plain, replace
 
 if TYPE_CHECKING:
     from repro.config import RunConfig
@@ -56,8 +56,7 @@ class Dense:
 
 def cache_dir(cfg: RunConfig) -> Path:
     """``cache=...``, else $REPRO_CACHE, else a folder in the home."""
-    given = cfg.cache or os.environ.get("REPRO_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "repro-compression"
+    return (Path(cfg.cache) if cfg.cache else default_cache()).expanduser()
 
 
 def results_dir(cfg: RunConfig) -> Path:
@@ -112,9 +111,7 @@ def fastest(ground: Ground, device: torch.device) -> tuple[str, bool]:
 def write_json(path: Path, value: Any) -> None:
     """Under a temporary name, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True))
-    os.replace(temporary, path)
+    replace(path, json.dumps(value, indent=1, sort_keys=True))
 
 
 def dense_net(ground: Ground) -> Dense:
