@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SEPARATION = 2.0  # combined stds between the dense net and a random control below which a board cannot rank
 NOT_RUN = "not run yet"
+SPEEDS = {"speedup_batch1": (1, False), "speedup_batch64": (64, True)}  # batch size; one thread, or all
 ZERO = "zero training: top-1 right after compression, no fine-tuning"
 
 
@@ -174,6 +175,8 @@ def _row(group: list[Record], view: _View, metric: str, varied: set[str]) -> dic
         "shared_dense": first.given_weights,
         **_accuracies(ok, metric),
         **_sizes(group),
+        **_by_paper_rule(group, cls),
+        **_speed(group),
         "clamped": max(len(_clamped(r)) for r in group),
         "deviations": deviations(cls) if cls else None,
     }
@@ -215,7 +218,7 @@ def _accuracies(ok: list[Record], metric: str) -> dict[str, float | None]:
 def _sizes(group: list[Record]) -> dict[str, float | int | None]:
     """Means over the seeds of what was counted; reductions as shares, ratios as factors."""
     found: dict[str, float | int | None] = {}
-    for name in ("params", "nonzero", "macs", "effective_macs", "bits", "bytes", "bit_ops"):
+    for name in ("params", "nonzero", "macs", "effective_macs", "bits", "bytes", "onnx_bytes", "bit_ops"):
         average = mean(getattr(r.compressed, name) for r in group)
         found[name] = None if average is None else round(average)
     ratios: dict[str, Callable[[Measurement, Measurement], float | None]] = {
@@ -224,9 +227,41 @@ def _sizes(group: list[Record]) -> dict[str, float | int | None]:
         "sparsity": lambda _, new: 1 - new.nonzero / new.params if new.params else None,
         "theoretical_speedup": lambda old, new: old.macs / new.effective_macs if new.effective_macs else None,
         "compression_ratio": lambda old, new: old.bytes / new.bytes if old.bytes and new.bytes else None,
-        "speedup": lambda old, new: old.latency_ms / new.latency_ms if old.latency_ms and new.latency_ms else None,
     }
     return found | {name: mean((f(r.dense, r.compressed) for r in group), 6) for name, f in ratios.items()}
+
+
+def _by_paper_rule(group: list[Record], cls: type[Method] | None) -> dict[str, Any]:
+    """Reductions as the method's own paper counts them: by the rule of its rows for this net, else of any row."""
+    printed = cls.reported if cls else ()
+    rule = next((r.rule for r in printed if r.baseline == group[0].baseline), printed[0].rule if printed else None)
+    counts = [r.counted.get(rule) for r in group]
+    known = rule is not None and None not in counts
+    found: dict[str, Any] = {"paper_rule": rule if known else None}
+    for name in ("params", "macs"):
+        shares = [1 - c[name] / c[f"dense_{name}"] for c in counts if c[f"dense_{name}"]] if known else []
+        found[f"{name}_reduction_paper_rule"] = mean(shares, 6)
+    return found
+
+
+def _speed(group: list[Record]) -> dict[str, Any]:
+    """Measured latency of the dense net over that of the compressed one, per cell of ``SPEEDS``; None where the gain
+    has no fast kernel (nothing is claimed then). ``latency``: what is to be said of the measurement."""
+    measured = [r.latency for r in group if r.latency]
+    claims = [m for m in measured if m["kernel"] != "no_fast_kernel"]
+    found: dict[str, Any] = {}
+    for name, (batch, all_threads) in SPEEDS.items():
+        picked = [_cell(m["cells"], batch, all_threads) for m in claims]
+        found[name] = mean((c["dense_ms"] / c["compressed_ms"] for c in picked if c), 4)
+    words = ["no fast kernel"] if len(claims) < len(measured) else []
+    words += ["machine was loaded"] if any(m["loaded"] for m in claims) else []
+    return found | {"latency": ", ".join(words)}
+
+
+def _cell(cells: list[dict], batch: int, all_threads: bool) -> dict | None:
+    """The cell of a batch size at one thread, or at the most threads there are."""
+    here = sorted((c for c in cells if c["batch"] == batch), key=lambda c: c["threads"])
+    return here[-1 if all_threads else 0] if here else None
 
 
 def _clamped(record: Record) -> list[str]:

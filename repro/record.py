@@ -21,7 +21,7 @@ from typing import Any
 from baselines.base import BUDGETS
 from baselines.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_COUNT = 10**18
 CLASS_DATA = ("paper", "reported", "recipes", "expected_failures")
 
@@ -52,7 +52,7 @@ class Measurement:
     bits: int | None = None
     bytes: int | None = None
     bit_ops: int | None = None
-    latency_ms: float | None = None
+    onnx_bytes: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -61,8 +61,11 @@ class Record:
 
     ``options``: resolved baseline and data options that change the result (flat or nested). ``after_compression``:
     {top1, top5} of the net as it entered its only train call. ``layers``: {name, dense: [out, in], compressed: [out,
-    in] or None}. ``counted``: {rule: {params, macs}} of the compressed net under a paper's counting rule. ``curve``:
-    [step, loss, lr]. ``provenance`` holds at least dense_sha256, code_hash and kit_versions.
+    in] or None} and, of both nets, params, nonzero, macs and bit_ops: [dense, compressed]. ``counted``: {rule: {params,
+    macs, dense_params, dense_macs}} under a paper's counting rule. ``latency``: {runtime, device, load, loaded, kernel,
+    cells: [{threads, batch, rounds, dense_ms, dense_spread_ms, compressed_ms, compressed_spread_ms}]}, medians and
+    interquartile ranges in milliseconds a batch; None where nobody measured. ``curve``: [step, loss, lr].
+    ``provenance`` holds at least dense_sha256, code_hash and kit_versions.
     """
 
     kind: str
@@ -81,6 +84,7 @@ class Record:
     details: dict[str, Any] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
     counted: dict[str, dict[str, int]] = field(default_factory=dict)
+    latency: dict[str, Any] | None = None
     meter: dict[str, float] = field(default_factory=dict)
     curve: list[list[float | None]] = field(default_factory=list)
     starts_from: str = "trained"
@@ -176,7 +180,7 @@ def load(path: str | Path) -> Record:
     """Read one record file; UserError with one sentence where anything in it is not as it should be."""
     try:
         with open(path, "rb") as file:
-            data = parse(str(file.read(), "utf-8"))
+            data = _upgraded(parse(str(file.read(), "utf-8")))
         fault = _fault(data)
         if fault is None:
             nets = {name: Measurement(**data[name]) for name in ("dense", "compressed")}
@@ -189,6 +193,17 @@ def load(path: str | Path) -> Record:
     except (ValueError, RecursionError) as error:
         raise UserError(f"The record {path} is not valid JSON ({error}): delete it and run it again.") from error
     raise UserError(f"The record {path} is not valid: {fault}; delete it and run it again.")
+
+
+def _upgraded(data: Any) -> Any:
+    """A record of schema 1 in the form of schema 2: what was not measured then is null."""
+    if not isinstance(data, dict) or data.get("schema_version") != 1:
+        return data
+    nets = {name: data.get(name) for name in ("dense", "compressed")}
+    for name, net in nets.items():
+        if isinstance(net, dict):
+            nets[name] = {**{k: v for k, v in net.items() if k != "latency_ms"}, "onnx_bytes": None}
+    return {**data, **nets, "latency": None, "schema_version": 2}
 
 
 def load_all(results_dir: str | Path) -> tuple[list[Record], list[str]]:
@@ -242,15 +257,22 @@ def _one_of(*choices: str) -> Rule:
     return (lambda v: isinstance(v, str) and v in choices), "one of " + ", ".join(choices)
 
 
+SHAPE_KEYS = frozenset(("name", "dense", "compressed"))
+LAYER_KEYS = {SHAPE_KEYS, SHAPE_KEYS | {"params", "nonzero", "macs", "bit_ops"}}
+LATENCY_KEYS = {"runtime", "device", "load", "loaded", "kernel", "cells"}
+TIMES = ("dense_ms", "dense_spread_ms", "compressed_ms", "compressed_spread_ms")
+KERNELS = ("dense", "no_fast_kernel")
+
+
 def _layers(value: Any) -> bool:
     if not isinstance(value, list) or not set(map(type, value)) <= {dict}:
         return False
-    if not set(map(frozenset, value)) <= {frozenset(("name", "dense", "compressed"))}:
+    if not set(map(frozenset, value)) <= LAYER_KEYS:
         return False
-    shapes = [shape for layer in value for shape in (layer["dense"], layer["compressed"]) if shape is not None]
-    if not set(map(type, shapes)) <= {list}:
+    pairs = [pair for layer in value for key, pair in layer.items() if key != "name"]
+    if not set(map(type, pairs)) <= {list, type(None)} or None in [layer["dense"] for layer in value]:
         return False
-    sizes = [*chain.from_iterable(shapes), 0]
+    sizes = [*chain.from_iterable(filter(None, pairs)), 0]
     return set(map(type, sizes)) == {int} and 0 <= min(sizes) <= max(sizes) <= MAX_COUNT
 
 
@@ -264,8 +286,29 @@ def _provenance(value: Any) -> bool:
 
 def _counted(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(v, dict) and v.keys() == {"params", "macs"} and all(map(_whole, v.values())) for v in value.values()
+        isinstance(v, dict)
+        and v.keys() == {"params", "macs", "dense_params", "dense_macs"}
+        and all(map(_whole, v.values()))
+        for v in value.values()
     )
+
+
+def _latency(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict) or value.keys() != LATENCY_KEYS or value["kernel"] not in KERNELS:
+        return False
+    texts = isinstance(value["runtime"], str) and isinstance(value["device"], str)
+    load = _number(value["load"]) and value["load"] >= 0 and isinstance(value["loaded"], bool)
+    return texts and load and isinstance(value["cells"], list) and all(map(_cell, value["cells"]))
+
+
+def _cell(value: Any) -> bool:
+    counts = ("threads", "batch", "rounds")
+    if not isinstance(value, dict) or value.keys() != {*counts, *TIMES}:
+        return False
+    times = all(_number(value[t]) and value[t] >= 0 for t in TIMES) and value["dense_ms"] * value["compressed_ms"] > 0
+    return times and all(_whole(value[c]) and value[c] > 0 for c in counts)
 
 
 def _losses(value: Any) -> bool:
@@ -299,7 +342,7 @@ MEASURED: dict[str, Rule] = {
     "bits": MAYBE_WHOLE,
     "bytes": MAYBE_WHOLE,
     "bit_ops": MAYBE_WHOLE,
-    "latency_ms": (lambda v: v is None or (_number(v) and v > 0), "a number of milliseconds above 0, or null"),
+    "onnx_bytes": MAYBE_WHOLE,
 }
 RECORDED: dict[str, Rule] = {
     "schema_version": (lambda v: _whole(v) and v == SCHEMA_VERSION, f"{SCHEMA_VERSION}, the only one this code reads"),
@@ -317,8 +360,9 @@ RECORDED: dict[str, Rule] = {
     "compressed": TABLE,
     "after_compression": (_accuracies, "null or an object of top1, top5 and subset_top1 in percent"),
     "details": TABLE,
-    "layers": (_layers, "a list of {name, dense, compressed}"),
-    "counted": (_counted, "an object of {params, macs} per counting rule"),
+    "layers": (_layers, "a list of {name, dense, compressed, params, nonzero, macs, bit_ops}"),
+    "counted": (_counted, "an object of {params, macs, dense_params, dense_macs} per counting rule"),
+    "latency": (_latency, f"null or an object of {', '.join(sorted(LATENCY_KEYS))}"),
     "meter": (lambda v: isinstance(v, dict) and all(_number(x) and x >= 0 for x in v.values()), "numbers from 0"),
     "starts_from": _one_of("trained", "scratch"),
     "given_weights": FLAG,

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_records import a_record, measured
+from test_records import CELL, LATENCY, a_record, measured
 
 import methods
 from baselines import base
@@ -190,7 +190,7 @@ def test_reductions_are_physical_and_the_size_ratio_is_of_measured_bytes():
     new = replace(measured(92.0, params=400, macs=25_000, bytes=500), nonzero=100, effective_macs=10_000)
     (row,) = rows([a_run(dense=old, compressed=new)])
     assert (row["params_reduction"], row["macs_reduction"], row["compression_ratio"]) == (0.6, 0.75, 8.0)
-    assert (row["sparsity"], row["theoretical_speedup"], row["speedup"]) == (0.75, 10.0, None)
+    assert (row["sparsity"], row["theoretical_speedup"], row["speedup_batch1"]) == (0.75, 10.0, None)
     line = table([a_run(dense=old, compressed=new)])[1]
     assert (line["params reduction"], line["MACs reduction"], line["compression"]) == ("60.0 %", "75.0 %", "8.0x")
     (row,) = rows([a_run(dense=replace(old, bytes=None), compressed=new)])
@@ -396,8 +396,47 @@ def test_a_diverged_run_is_not_reproduced():
 def test_the_structure_is_compared_within_the_rounding_of_the_print(printed, structure):
     from repro.verdict import structure as compare
 
-    record = a_run(counted={"hrank_out_only": {"params": 600, "macs": 45_000}})
+    record = a_run(counted={"hrank_out_only": by_rule(600, 45_000)})
     assert compare(Reported(NET, "row", "Table 1", **printed), [record]) == structure
+
+
+def by_rule(params, macs):
+    return {"params": params, "macs": macs, "dense_params": 1_000, "dense_macs": 100_000}
+
+
+def test_the_reductions_under_the_papers_own_rule_stand_beside_the_physical_ones():
+    other = replace(Fake.reported[0], rule="hrank_out_only")
+    classes = {**METHODS, "fake": type("Wide", (Fake,), {"reported": (other,)})}
+    runs = [a_run(seed=s, counted={"hrank_out_only": by_rule(600, 45_000), "mac": by_rule(1, 1)}) for s in (0, 1)]
+    board = leaderboard.build([dense(), *runs], classes, BASELINES)
+    row = next(r for r in board.boards[0].rows if r["method"] == "fake")
+    assert (row["paper_rule"], row["macs_reduction"]) == ("hrank_out_only", 0.6)
+    assert (row["params_reduction_paper_rule"], row["macs_reduction_paper_rule"]) == (0.4, 0.55)
+    text = leaderboard.markdown(board)
+    assert "MACs reduction, paper's rule" in text and "| 55.0 % |" in text
+    assert "paper's rule |" not in leaderboard.markdown(leaderboard.build([dense(), a_run()], METHODS, BASELINES))
+
+
+def timed(kernel="dense", loaded=False):
+    """A latency of 2x at batch 1 on one thread, 4x at batch 64 on two."""
+    cells = [{**CELL, "batch": 1}, {**CELL, "batch": 64}, {**CELL, "threads": 2, "batch": 1}]
+    cells.append({**CELL, "threads": 2, "batch": 64, "dense_ms": 4.0})
+    return {**LATENCY, "cells": cells, "kernel": kernel, "loaded": loaded}
+
+
+@pytest.mark.parametrize(
+    ("latency", "cells"),
+    [
+        (None, None),
+        (timed(), ["2.00x", "4.00x"]),
+        (timed(loaded=True), ["2.00x (machine was loaded)", "4.00x (machine was loaded)"]),
+        (timed("no_fast_kernel"), ["no fast kernel", "no fast kernel"]),
+    ],
+)
+def test_a_speed_up_is_what_was_measured_or_is_not_claimed(latency, cells):
+    text = leaderboard.markdown(leaderboard.build([dense(), a_run(latency=latency)], METHODS, BASELINES))
+    titles, row = (line.split(" | ") for line in text.splitlines() if line.startswith(("| method", "| fake")))
+    assert [row[i] for i, title in enumerate(titles) if title.startswith("speed-up")] == (cells or [])
 
 
 def test_a_printed_cell_that_contradicts_itself_gets_a_footnote():

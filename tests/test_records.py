@@ -49,16 +49,42 @@ def a_record(**changes):
     return Record(**{**fields, **changes})
 
 
+CELL = {"threads": 1, "batch": 64, "rounds": 9, "dense_ms": 2.0, "dense_spread_ms": 0.1}
+CELL |= {"compressed_ms": 1.0, "compressed_spread_ms": 0.0}
+LATENCY = {"runtime": "onnxruntime 1.32.0", "device": "cpu", "load": 0.25, "loaded": False, "kernel": "dense"}
+LATENCY |= {"cells": [CELL]}
+COUNTED = {"two_per_mac": {"params": 500, "macs": 80_000, "dense_params": 1_000, "dense_macs": 200_000}}
+LAYERS = [
+    {"name": "a", "dense": [8, 3], "compressed": None, "params": [24, 0], "nonzero": [24, 0], "macs": [96, 0]}
+    | {"bit_ops": [98_304, 0]}
+]
+
+
 # ------------------------------------------------------------------------------------------------ write and read
 
 
 def test_what_is_written_is_what_is_read(tmp_path):
-    record = a_record(recipe="vgg16_cifar10/a", counted={"two_per_mac": {"params": 500, "macs": 80_000}})
+    record = a_record(recipe="vgg16_cifar10/a", counted=COUNTED, latency=LATENCY, layers=LAYERS)
     path = record.save(tmp_path)
     assert path == tmp_path / "records" / "vgg16_cifar10" / "short" / "fake" / f"{record.id}.json"
     assert load(path) == record
     assert load_all(tmp_path) == ([record], [])
     assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_record_of_schema_1_is_read_as_one_of_today(tmp_path):
+    record = a_record()
+    path = record.save(tmp_path)
+
+    def age(data):
+        data["schema_version"] = 1
+        del data["latency"]
+        for name in ("dense", "compressed"):
+            del data[name]["onnx_bytes"]
+            data[name]["latency_ms"] = None
+
+    broken(path, age)
+    assert load(path) == record
 
 
 def test_the_file_diffs_well(tmp_path):
@@ -174,7 +200,12 @@ BAD = {
     "huge accuracy": (lambda d: d["compressed"].update(top1=10**400), "'compressed.top1'"),
     "more nonzero than params": (lambda d: d["dense"].update(nonzero=1001), "more nonzero than params"),
     "unknown budget": (lambda d: d.update(budget="long"), "one of smoke, zero, short, paper"),
-    "other schema": (lambda d: d.update(schema_version=2), "'schema_version' is 2"),
+    "other schema": (lambda d: d.update(schema_version=3), "'schema_version' is 3"),
+    "a layer with half its costs": (lambda d: d["layers"][0].update(params=[1, 2]), "'layers'"),
+    "a layer without a dense shape": (lambda d: d["layers"][0].update(dense=None), "'layers'"),
+    "latency without cells": (lambda d: d.update(latency={"runtime": "x"}), "'latency'"),
+    "latency of nothing": (lambda d: d.update(latency={**LATENCY, "cells": [{**CELL, "dense_ms": 0}]}), "'latency'"),
+    "unknown kernel": (lambda d: d.update(latency={**LATENCY, "kernel": "fast"}), "'latency'"),
     "path in a name": (lambda d: d.update(method="../x"), "'method' is \"../x\""),
     "edited settings": (lambda d: d["hyperparameters"].update(ratio=0.9), "but what it holds gives"),
     "bad curve": (lambda d: d.update(curve=[[1, 2]]), "'curve'"),
