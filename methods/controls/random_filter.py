@@ -10,7 +10,9 @@ what both reach is owed to the layer widths and the retraining.
 
 Convolutions that an addition couples (a residual stream) lose nothing to ``ratio`` and ``macs_reduction`` unless
 ``stream`` is set; then layers whose channels go together draw one common lot, and CIFAR ResNets have the filters of
-their stream zeroed. ``ratios`` names every convolution, in network order. The recipes repeat the rates and the
+their stream zeroed. ``ratios`` names every convolution, in network order. With ``scope`` "parent" the run starts from
+another run's network (``start=RUN``): the trained dense net (the task's teacher) is pruned by lot to as many filters
+in every layer as that network has left, whatever method chose them. The recipes repeat the rates and the
 retraining of L1-norm pruning (Li et al., ICLR 2017; configurations A and B) and of HRank (CVPR 2020; rates of its
 README).
 
@@ -21,6 +23,7 @@ Deviations
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from methods.kit.surgery import Layer, Selection
 
 DEFAULT_RATIO = 0.5
-SCOPES = ("layer", "global")
+SCOPES = ("layer", "global", "parent")
 # VGG-16, 13 convolutions; HRank's README ends in two rates of 0.8, its code leaves the last convolution whole
 VGG16_L1_A = (0.5,) + (0.0,) * 6 + (0.5,) * 6
 VGG16_HRANK = (0.95,) + (0.5,) * 6 + (0.9,) * 4 + (0.8, 0.0)
@@ -58,7 +61,8 @@ class RandomFilter(Method):
 
     The first that is set of ``macs_reduction`` (share of the MACs to save, at one ratio), ``ratio`` and ``ratios`` (one
     per convolution) counts; with none of them the ratio is 0.5. ``scope`` of one ratio: "layer" (that share of each
-    layer) or "global" (of all filters together). ``rounding``: "removed", int(w * ratio) go, or "keep",
+    layer) or "global" (of all filters together); "parent": no ratio, the layer widths of the net of ``start=RUN``.
+    ``rounding``: "removed", int(w * ratio) go, or "keep",
     int(w * (1 - ratio)) stay.
     """
 
@@ -93,21 +97,41 @@ class RandomFilter(Method):
     def compress(self, model: nn.Module, task: Task) -> nn.Module:
         """Draw, remove, retrain."""
         if self.scope not in SCOPES:
-            raise UserError(f"There is no scope '{self.scope}': choose 'layer' or 'global'.")
+            raise UserError(f"There is no scope '{self.scope}': choose 'layer', 'global' or 'parent'.")
+        ratios = self.ratios
+        if self.scope == "parent":
+            model, ratios = self._as_wide_as(model, task)
         layers = surgery.layers(model, task.example)
-        keep, clamped = self._choose(model, task, layers)
+        keep, clamped = self._choose(model, task, layers, ratios)
         task.report(clamped=clamped, kept={name: int(kept.sum()) for name, kept in keep.items()})
         model = surgery.remove(model, task.example, keep)
         task.train(model, self.epochs, lr=self.lr, after_step=surgery.hold(model, task.example))
         return model
 
-    def _choose(self, model: nn.Module, task: Task, layers: Mapping[str, Layer]) -> Selection:
-        """The filters to keep, by whichever of the three ways of giving rates is set."""
+    def _as_wide_as(self, parent: nn.Module, task: Task) -> tuple[nn.Module, tuple[float, ...]]:
+        """(the dense net, the share of filters per convolution that ``parent`` lacks: gone, or zero and BN with it)."""
+        if self.macs_reduction is not None or self.ratio is not None or self.ratios:
+            raise UserError("scope=parent takes its proportions from the net of start=RUN: set no ratio beside it.")
+        dense = copy.deepcopy(task.teacher).requires_grad_(True)
+        left = {name: int(alive.sum()) for name, alive in surgery.alive(parent, task.example).items()}
+        widths = {name: layer.width for name, layer in surgery.layers(dense, task.example).items()}
+        if left.keys() != widths.keys() or any(left[name] > width for name, width in widths.items()):
+            raise UserError("The net of start=RUN does not have the dense net's layers: start from a pruned net of it.")
+        if left == widths:
+            raise UserError("scope=parent copies the layer widths of a pruned net: give one with start=RUN.")
+        return dense, tuple((width - left[name]) / width for name, width in widths.items())
+
+    def _choose(
+        self, model: nn.Module, task: Task, layers: Mapping[str, Layer], ratios: tuple[float, ...]
+    ) -> Selection:
+        """The filters to keep, by whichever of the ways of giving rates is set."""
         scores = lots(layers, task.seed)
-        if self.macs_reduction is None and self.ratio is None and self.ratios:
+        if self.macs_reduction is None and self.ratio is None and ratios:
             if self.scope == "global":
                 raise UserError("scope=global takes one ratio for the whole network, not one per layer: set ratio.")
-            return surgery.select(scores, self.ratios, self.rounding)
+            if self.scope == "parent":
+                scores = surgery.couple(scores, layers)
+            return surgery.select(scores, ratios, "removed" if self.scope == "parent" else self.rounding)
         scores = surgery.couple(scores, layers)
         scores = {name: lot for name, lot in scores.items() if self.stream or not layers[name].coupled}
         if self.macs_reduction is not None:

@@ -271,19 +271,24 @@ def mask(model: nn.Module, keep: Mapping[str, torch.Tensor], found: Mapping[str,
 
 def hold(model: nn.Module, example: torch.Tensor) -> Callable[[int], None]:
     """An ``after_step`` for training: filters that are all zero now (BN included) stay zero. Does not synchronise."""
-    found = layers(model, example)
-    modules = dict(model.named_modules())
-    keep = {}
-    for name, layer in found.items():
-        parts = [modules[name].weight, *_vectors(modules[name], modules.get(layer.bn))]
-        keep[name] = torch.stack([(p.detach() != 0).flatten(1).any(1) if p.dim() > 1 else p != 0 for p in parts]).any(0)
-    cells = list(_cells(model, {name: k.cpu() for name, k in keep.items() if not k.all()}, found))
+    keep = {name: kept for name, kept in alive(model, example).items() if not kept.all()}
+    cells = list(_cells(model, keep, layers(model, example)))
 
     def after_step(step: int) -> None:
         for param, dropped in cells:
             param.data.masked_fill_(dropped, 0)
 
     return after_step
+
+
+def alive(model: nn.Module, example: torch.Tensor) -> Keep:
+    """Which filters of each prunable convolution are not all zero (weights, bias and BN): name -> bool mask."""
+    modules, found = dict(model.named_modules()), {}
+    for name, layer in layers(model, example).items():
+        parts = [modules[name].weight, *_vectors(modules[name], modules.get(layer.bn))]
+        left = [(p.detach() != 0).flatten(1).any(1) if p.dim() > 1 else p != 0 for p in parts]
+        found[name] = torch.stack(left).any(0).cpu()
+    return found
 
 
 def remove(model: nn.Module, example: torch.Tensor, keep: Mapping[str, torch.Tensor]) -> nn.Module:

@@ -1,5 +1,6 @@
 """Random filter pruning: fair lots that follow the seed only, and the structures of the methods it controls."""
 
+import contextlib
 import copy
 
 import pytest
@@ -137,14 +138,61 @@ def test_roundings():
     assert len(kept_by(RandomFilter, TinyPlain(), 0, ratio=0.3, rounding="keep")) == 5  # int(5.6) stay
 
 
+def parents():
+    """Networks that other methods may have left: (dense, pruned, their widths) with filters gone and filters zeroed."""
+    torch.manual_seed(2)
+    plain, residual = TinyPlain(), tiny_resnet()
+    pruned = RandomFilter(ratios=(0.25, 0.75)).compress(copy.deepcopy(plain), task_for(TINY, seed=4))
+    masked = RandomFilter(ratio=0.5, stream=True).compress(copy.deepcopy(residual), task_for(TINY, seed=4))
+    return [(plain, pruned), (residual, masked)]
+
+
+def follows_the_parent(cls):
+    """Whether the dense net's own filters are drawn, as many per layer as the parent has, and others than it has."""
+    good = []
+    for dense, parent in parents():
+        task = task_for(TINY)
+        task._dense = dense
+        got = cls(scope="parent").compress(copy.deepcopy(parent), task)
+        same_size = size_of(got, TINY) == size_of(parent, TINY)
+        same_zeros = not isinstance(got, ResNetCifar) or zeroed(got) == zeroed(parent)
+        ours, theirs, whole = (
+            next(m.weight for m in n.modules() if isinstance(m, torch.nn.Conv2d)) for n in (got, parent, dense)
+        )
+        from_dense = all(any(torch.equal(w, v) for v in whole) for w in ours if w.any())
+        good.append(same_size and same_zeros and from_dense and not torch.equal(ours, theirs))
+    return all(good)
+
+
+def test_the_layer_widths_of_a_parent():
+    assert follows_the_parent(RandomFilter)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(width - left[name]) / width for", "left[name] / width for"),
+        ("return dense, tuple(", "return parent, tuple("),
+        ("int(alive.sum())", "len(alive)"),
+    ],
+    ids=["the share that stays", "prunes the parent again", "zeroed filters count"],
+)
+def test_the_parent_oracle_catches_a_changed_line(old, new):
+    with contextlib.suppress(UserError):
+        assert not follows_the_parent(mutant(random_filter, old, new).RandomFilter)
+
+
 def test_bad_values():
     task = task_for(TINY)
+    task._dense = TinyPlain()
     for fields, sentence in (
         ({"scope": "net"}, "no scope 'net'"),
         ({"scope": "global", "ratios": (0.5, 0.5)}, "scope=global takes one ratio"),
         ({"rounding": "up"}, "no rounding 'up'"),
         ({"ratio": 1.5}, r"ratio 1.5 of features.0 lies outside \[0, 1\)"),
         ({"ratios": (0.5,)}, "1 pruning ratios were given, but there are 2 convolutions"),
+        ({"scope": "parent", "ratio": 0.5}, "scope=parent takes its proportions from the net of start=RUN"),
+        ({"scope": "parent"}, "copies the layer widths of a pruned net"),
     ):
         with pytest.raises(UserError, match=sentence):
             RandomFilter(**fields).compress(TinyPlain(), task)
