@@ -150,7 +150,7 @@ def run_one(cfg: RunConfig) -> None:
     from repro.run import results_dir, run
 
     record = run(cfg)
-    show.summary(record, Path(results_dir(cfg), "records", record.place()))
+    show.summary(record, Path(results_dir(cfg), "records", record.place()), verbose=cfg.verbose)
 
 
 def _train(words: list[str]) -> int:
@@ -174,9 +174,9 @@ def measure_one(cfg: RunConfig) -> None:
     """Measure the nets in the cache again."""
     from repro.measure import refresh
 
-    written = refresh(cfg)
-    print(*written, sep="\n", end="\n" if written else "")
-    print(f"{len(written)} records of {cfg.baseline.name} were measured again.")
+    written, left = refresh(cfg)
+    print(*written, *left, sep="\n", end="\n" if written or left else "")
+    print(f"{len(written)} records of {cfg.baseline.name} were measured again, {len(left)} were left as they are.")
 
 
 # ------------------------------------------------------------------------------------------- the other commands
@@ -232,6 +232,49 @@ def _leaderboard(words: list[str]) -> int:
     return 2 if problems else 0
 
 
+def _report(words: list[str]) -> int:
+    given = pairs(words, ["run", "out", "results.dir"])
+    from repro.report import write
+
+    print(f"Report: {write(given.get('run'), given.get('results.dir', 'results'), given.get('out'))}")
+    return 0
+
+
+def _export(words: list[str]) -> int:
+    given = pairs(words, ["run", "format", "out", "results.dir", "cache"])
+    for key in ("run", "format"):
+        if key not in given:
+            raise UserError(f"export needs {key}=...: {VERBS['export'].usage}.")
+    from repro.config import default_cache
+    from repro.export import export
+
+    out, results = Path(given.get("out", ".")), Path(given.get("results.dir", "results"))
+    cache = Path(given.get("cache") or default_cache()).expanduser()
+    print(*export(given["run"], given["format"], out, results, cache), sep="\n")
+    return 0
+
+
+def _export_help(words: list[str]) -> str:
+    return """Options:
+  run=                   id of a record, or the first digits of it (4 at least)
+  format=packed          ID.packed and ID.json, which this project loads on any machine without pickle
+  format=onnx            ID.onnx: weights inside, any batch size, runs without PyTorch
+  format=pt2             ID.pt2 of torch.export: written, never loaded here (loading one can run code that is in it)
+  out=                   folder to write to (else the working folder)
+  results.dir=           where the records are (else ./results)
+  cache=                 folder of the compressed nets (else $REPRO_CACHE, else ~/.cache/repro-compression)"""
+
+
+def _structures(words: list[str]) -> int:
+    if words not in ([], ["--json"]):
+        raise UserError(f"'{' '.join(words)}' is not an option of structures: give --json or nothing.")
+    from repro import show, structures
+
+    found = structures.compare()
+    show.structures_json(found) if words else show.structures(found)
+    return 1 if any(one.result == "differs" for one in found) else 0
+
+
 def _run_help(words: list[str]) -> str:
     from repro import show
 
@@ -261,6 +304,13 @@ VERBS: dict[str, Verb] = {
     "measure": Verb(
         "measure cached nets again", "python -m repro measure baseline=vgg16_mnist5k", _measure, _train_help
     ),
+    "structures": Verb(
+        "build published networks again and compare their sizes", "python -m repro structures [--json]", _structures
+    ),
+    "export": Verb(
+        "write the net of a run as a file", "python -m repro export run=ID format=onnx", _export, _export_help
+    ),
+    "report": Verb("make a page of one record", "python -m repro report run=ID [out=FILE.html]", _report),
 }
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ import functools
 import importlib.util
 import io
 import itertools
+import json
 import tempfile
 import traceback
 import typing
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +33,15 @@ from baselines.data import DataOptions
 from baselines.errors import UserError
 from baselines.task import Engine, Normalise, Task, seed_everything
 from methods.base import Method, Paper
-from repro import config, registry
+from methods.kit.coding import codings
+from repro import architecture, codec, config, packed, registry
+from repro.counting import RULES
+from repro.interchange import session, to_onnx
 from repro.registry import Entry
 
 TINY = ("tiny_resnet_synthetic", "tiny_plain_synthetic")
 SEED = 7
 TOLERANCE = 1e-4  # largest difference of two outputs that should be equal, relative to the largest logit if above 1
-RULES = ("mac", "two_per_mac", "hrank_out_only")  # how a paper counts operations
 BASELINE_MODULES = ("baselines.cost", "baselines.errors", "baselines.task")
 OWN_MODULES = ("methods.base", "methods.kit", *BASELINE_MODULES)
 FOREIGN = ("repro", "methods", "baselines", "argparse", "importlib", "os", "pathlib", "subprocess", "sys", "tests")
@@ -421,6 +423,24 @@ def check_saves(entry: Entry, baseline: str) -> None:
     expect(not different, f"{where} is another one after loading ({different}): register every tensor as a buffer.")
 
 
+def check_packs(entry: Entry, baseline: str) -> None:
+    """Its architecture as JSON and its packed file give the same network: outputs, cost and codings."""
+    net, x, (found, data, _) = first(entry, baseline).net, images(baseline), ground(baseline)
+    where = f"the network of {entry.name} on {baseline}"
+    try:
+        root = architecture.choose_root(net, found, data.num_classes)
+        described = json.dumps(architecture.describe(net, root))
+        twin = packed.restore(json.loads(described), codec.pack(net).data)
+    except UserError as error:
+        raise CheckFailed(f"{where} cannot be packed and loaded on another machine: {error}") from error
+    with torch.no_grad():
+        far = gap(net(x), twin(x))
+    expect(far <= 1e-5, f"{where} gives other logits after loading (off by {far:.2g}): keep what they depend on.")
+    costs = [cost(copy.deepcopy(one), x[:1]) for one in (net, twin)]
+    expect(costs[0] == costs[1], f"{where} costs {costs[0]}, but {costs[1]} after loading.")
+    expect(codings(net) == codings(twin), f"{where} has other codings after loading: attach them to parameters.")
+
+
 def emptied(net: nn.Module) -> nn.Module:
     """The net with every tensor that its modules hold set to zero, also those outside its state dict."""
     for module in net.modules():
@@ -439,31 +459,20 @@ def check_onnx(entry: Entry, baseline: str) -> None:
     with torch.no_grad():
         pairs = [(batch, net(batch)) for batch in (x, x[:1])]
     try:
-        run = in_onnx(net, x[:2])
+        run = session(in_onnx(entry, baseline))
         far = max(gap(ours, run(batch)) for batch, ours in pairs)
     except Exception as error:
-        cause = "".join(str(error).strip().splitlines()[:1])
+        cause = str(error) if isinstance(error, UserError) else f"{_cause(error)}."
         raise CheckFailed(
-            f"{where} cannot be exported to ONNX and run there ({type(error).__name__}: {cause}): use operators that "
-            "ONNX has, or declare expected_failures = {'onnx': reason}."
+            f"{where} does not run in ONNX: {cause} If it cannot, declare expected_failures = {{'onnx': reason}}."
         ) from error
     expect(far <= TOLERANCE, f"{where} gives other logits in ONNX (off by {far:.2g}; allowed {TOLERANCE:g}).")
 
 
-def in_onnx(net: nn.Module, example: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The net as a function that runs in onnxruntime; exported by tracing, 50 times faster than ``torch.export``."""
-    import onnxruntime
-
-    file, (ins, outs) = io.BytesIO(), (["images"], ["logits"])
-    axes = {name: {0: "batch"} for name in (*ins, *outs)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        args = {"input_names": ins, "output_names": outs, "dynamic_axes": axes, "dynamo": False}
-        torch.onnx.export(copy.deepcopy(net), (example,), file, **args)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(outs, {"images": x.numpy()})[0])
+@functools.cache
+def in_onnx(entry: Entry, baseline: str) -> bytes:
+    """The ONNX file of the outcome that the checks share: exported once."""
+    return to_onnx(first(entry, baseline).net, images(baseline)[:2])
 
 
 def check_resumes(entry: Entry, baseline: str) -> None:
@@ -497,6 +506,7 @@ OF_NETWORK: dict[str, Callable[[Entry, str], None]] = {
     "deterministic": check_deterministic,
     "hyperparameters": check_hyperparameters,
     "saves": check_saves,
+    "packs": check_packs,
     "onnx": check_onnx,
     "resumes": check_resumes,
 }

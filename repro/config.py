@@ -36,7 +36,8 @@ HELP = {
     "seed": "seed of every random choice",
     "start": "id of a record whose compressed net this run starts from",
     "cache": "folder of dense and compressed nets (else $REPRO_CACHE, else ~/.cache/repro-compression)",
-    "verbose": "print more on the way",
+    "latency": "seconds for each of four latency measurements (0: none; else 2, at budget smoke none)",
+    "verbose": "print what every layer costs, before and after",
     "baseline.weights": "file of dense weights to use instead of training",
     "baseline.teacher": "another teacher than the dense net",
     "data.root": "folder of the data sets (else $REPRO_DATA, else a folder in the cache)",
@@ -90,6 +91,7 @@ class RunConfig:
     results: ResultsOptions = field(default_factory=ResultsOptions)
     device: DeviceOptions = field(default_factory=DeviceOptions)
     cache: str | None = None
+    latency: float | None = None
     verbose: bool = False
 
 

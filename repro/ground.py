@@ -16,11 +16,12 @@ from torch import nn
 
 from baselines import base, weights
 from baselines import task as tasks
-from baselines.base import Baseline
+from baselines.base import Baseline, Recipe
 from baselines.data import Data
 from baselines.errors import UserError
 from baselines.task import Engine, Task
 from repro.config import default_cache
+from repro.latency import check_seconds
 from repro.record import plain, replace
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def prepare(cfg: RunConfig) -> Ground:
     budget = cfg.budget or baseline.default_budget
     if budget not in baseline.budgets:
         raise UserError(f"{baseline.name} has no budget '{budget}'. Choose one of: {', '.join(baseline.budgets)}.")
+    if cfg.latency:
+        check_seconds(cfg.latency)
     if cfg.device.threads:
         torch.set_num_threads(cfg.device.threads)
     data = baseline.data(cfg.data)
@@ -116,19 +119,31 @@ def write_json(path: Path, value: Any) -> None:
 
 def dense_net(ground: Ground) -> Dense:
     """The trained baseline: given weights, a checkpoint of the project, published weights, the cache, or trained."""
-    b, classes = ground.baseline, ground.data.num_classes
-    shipped = weights.CHECKPOINTS / f"{b.name}_{ground.dense_budget}.safetensors"
-    given = True
-    if ground.cfg.baseline.weights:
-        model = weights.load(b.net(classes), Path(ground.cfg.baseline.weights).expanduser(), b.name)
-    elif shipped.exists():
-        model = weights.load(b.net(classes), shipped, b.name)
-    elif b.pretrained is not None:
-        model = b.pretrained()
-    else:
-        model, given = trained(ground)[0], False
-    model = ground.engine.place(model).eval()
+    model = given_net(ground)
+    given = model is not None
+    model = ground.engine.place(model if given else trained(ground)[0]).eval()
     return Dense(model, weights.digest(model.state_dict()), given)
+
+
+def known_dense(ground: Ground) -> Dense | None:
+    """``dense_net`` where nothing has to be trained for it, else None."""
+    known = ground.cfg.baseline.weights or shipped(ground).exists() or ground.baseline.pretrained is not None
+    return dense_net(ground) if known or _trained_place(ground)[1].exists() else None
+
+
+def shipped(ground: Ground) -> Path:
+    """Where the project brings the trained net along, if it does."""
+    return weights.CHECKPOINTS / f"{ground.baseline.name}_{ground.dense_budget}.safetensors"
+
+
+def given_net(ground: Ground) -> nn.Module | None:
+    """The dense net that is not trained here: given weights, a checkpoint of the project, or published ones."""
+    b, classes = ground.baseline, ground.data.num_classes
+    if ground.cfg.baseline.weights:
+        return weights.load(b.net(classes), Path(ground.cfg.baseline.weights).expanduser(), b.name)
+    if shipped(ground).exists():
+        return weights.load(b.net(classes), shipped(ground), b.name)
+    return b.pretrained() if b.pretrained is not None else None
 
 
 def trained(ground: Ground) -> tuple[nn.Module, dict[str, Any]]:
@@ -136,6 +151,25 @@ def trained(ground: Ground) -> tuple[nn.Module, dict[str, Any]]:
     b, seed, budget = ground.baseline, ground.cfg.seed, ground.dense_budget
     if not b.train:
         raise UserError(f"{b.name} is not trained here: it uses published weights, or baseline.weights=FILE.")
+    recipe, path = _trained_place(ground)
+    tasks.seed_everything(seed)
+    model = b.net(ground.data.num_classes)
+    if path.exists():
+        state, facts = weights.read(path)
+        return ground.engine.place(weights.fit(model, state, path, b.name)), facts
+    journal = ground.cache / "journal" / f"dense-{path.stem.rpartition('-')[2]}"
+    dense_ground = dataclasses.replace(ground, budget=budget)
+    task = Task(b, ground.data, **options_of(dense_ground), journal=journal, label=f"dense {b.name}")
+    task.train_dense(ground.engine.place(model), recipe)
+    facts = {"meter": dataclasses.asdict(task.meter), "curve": task.curve, "recipe": plain(dataclasses.asdict(recipe))}
+    weights.save(model, path, facts)
+    shutil.rmtree(journal, ignore_errors=True)
+    return model, facts
+
+
+def _trained_place(ground: Ground) -> tuple[Recipe, Path]:
+    """(the recipe of the dense training, where its net lies in the cache once it is trained)."""
+    b, seed, budget = ground.baseline, ground.cfg.seed, ground.dense_budget
     recipe = b.train.get(budget) or b.train["short"]
     asked = [
         b.name,
@@ -147,20 +181,7 @@ def trained(ground: Ground) -> tuple[nn.Module, dict[str, Any]]:
         tasks.VERSION,
     ]
     key = hashlib.sha256(json.dumps(plain(asked), sort_keys=True).encode()).hexdigest()[:12]
-    path = ground.cache / "dense" / f"{b.name}-{budget}-seed{seed}-{key}.safetensors"
-    tasks.seed_everything(seed)
-    model = b.net(ground.data.num_classes)
-    if path.exists():
-        state, facts = weights.read(path)
-        return ground.engine.place(weights.fit(model, state, path, b.name)), facts
-    journal = ground.cache / "journal" / f"dense-{key}"
-    dense_ground = dataclasses.replace(ground, budget=budget)
-    task = Task(b, ground.data, **options_of(dense_ground), journal=journal, label=f"dense {b.name}")
-    task.train_dense(ground.engine.place(model), recipe)
-    facts = {"meter": dataclasses.asdict(task.meter), "curve": task.curve, "recipe": plain(dataclasses.asdict(recipe))}
-    weights.save(model, path, facts)
-    shutil.rmtree(journal, ignore_errors=True)
-    return model, facts
+    return recipe, ground.cache / "dense" / f"{b.name}-{budget}-seed{seed}-{key}.safetensors"
 
 
 def options_of(ground: Ground) -> dict[str, Any]:

@@ -2,39 +2,123 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import tempfile
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from baselines import weights
 from baselines.cost import cost
 from baselines.errors import UserError
 from baselines.task import EVAL_BATCH, Normalise, accuracy
-from repro.record import Measurement, load_all
+from repro import architecture, codec, latency, packed
+from repro.counting import counted, layer_costs
+from repro.interchange import session, to_onnx
+from repro.record import SCHEMA_VERSION, Measurement, Record, load_all
 
 if TYPE_CHECKING:
     from repro.config import RunConfig
-    from repro.ground import Ground
+    from repro.ground import Dense, Ground
+
+SAME = 1e-3  # largest difference of logits in ONNX, relative to the largest one if that is above 1
+COSTS = ("params", "nonzero", "macs", "bit_ops")  # of a layer
 
 
-def measure(ground: Ground, model: nn.Module) -> Measurement:
-    """Accuracy on the test set (fp32, eval mode), cost for one input, bits, and the size of the file that holds it.
+def measure(ground: Ground, model: nn.Module, onnx: bytes | None) -> Measurement:
+    """Accuracy on the test set (fp32, eval mode), cost for one input, bits, and the sizes of the files that hold it.
 
-    ``bits``: of the parameters as stored; ``bytes``: the safetensors file with parameters and buffers.
+    ``bits``: of the parameters as the packed file stores them; ``bytes``: that file, read back and found equal.
+    ``onnx``: the net as an ONNX file, None where it cannot be exported.
     """
-    example = torch.zeros(1, *ground.data.test.shape(), device=ground.engine.device)
-    counted = cost(model, example)
+    example = images(ground)
+    data, bits = written(model)
     return Measurement(
         **accuracy(ground.engine.place(model), test_batches(ground), ground.data.subset),
-        **dataclasses.asdict(counted),
-        bits=sum(p.numel() * p.element_size() * 8 for p in model.parameters()),
-        bytes=file_size(model),
+        **dataclasses.asdict(cost(model, example)),
+        bits=sum(bits.get(name, 0) for name, _ in model.named_parameters()),
+        bytes=len(data),
+        bit_ops=sum(layer.bit_ops for layer in layer_costs(model, example).values()),
+        onnx_bytes=None if onnx is None else len(onnx),
     )
+
+
+def measured_dense(ground: Ground, dense: Dense, onnx: bytes | None) -> Measurement:
+    """The dense net, measured once and remembered by the hash of its weights and of the data."""
+    from repro.ground import write_json
+
+    data = hashlib.sha256(json.dumps(ground.data.sha256, sort_keys=True).encode()).hexdigest()[:12]
+    name = f"{dense.sha256[:16]}-{data}-{ground.engine.device.type}-{SCHEMA_VERSION}.json"
+    path = ground.cache / "measured" / name
+    if not path.exists():
+        write_json(path, dataclasses.asdict(measure(ground, dense.model, onnx)))
+    return Measurement(**json.loads(path.read_text()))
+
+
+def compared(
+    ground: Ground, dense: nn.Module, compressed: nn.Module, files: tuple[bytes | None, bytes | None]
+) -> dict[str, Any]:
+    """What a record holds of both nets together: ``layers``, ``counted``, ``latency``; ``files`` are their ONNX files.
+
+    Latency is measured for ``latency`` seconds a cell; None: not at budget smoke, else for ``latency.SECONDS``.
+    """
+    example, seconds = images(ground), ground.cfg.latency
+    if seconds is None:
+        seconds = 0.0 if ground.budget == "smoke" else latency.SECONDS
+    timed = None
+    if seconds and None not in files:
+        timed = latency.compare(dense, compressed, example, files=files, seconds=seconds)
+    rules = counted(dense, compressed, example)
+    return {"layers": layers(dense, compressed, example), "counted": rules, "latency": timed}
+
+
+def images(ground: Ground) -> torch.Tensor:
+    """One image of zeros in the shape of the data, (1, C, H, W)."""
+    return torch.zeros(1, *ground.data.test.shape(), device=ground.engine.device)
+
+
+def written(model: nn.Module) -> tuple[bytes, dict[str, int]]:
+    """(the packed file, stored bits by tensor), after a proof that the file gives back every bit of the weights."""
+    file = codec.pack(model)
+    state, _ = codec.unpack(file.data)
+    for name, value in model.state_dict().items():
+        if not same_bits(value.detach().cpu(), state[name]):
+            raise RuntimeError(f"'{name}' does not come back from its packed file: repro/codec.py is wrong")
+    return file.data, file.bits
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are equal in type, shape and every bit."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    one, two = (t.contiguous().reshape(-1).view(torch.uint8) if t.numel() else t.reshape(-1) for t in (a, b))
+    return torch.equal(one, two)
+
+
+@torch.no_grad()
+def exported(ground: Ground, model: nn.Module) -> tuple[bytes | None, str]:
+    """(the net as an ONNX file, ""); (None, why) where it cannot be exported or gives other logits there."""
+    x, _ = next(test_batches(ground))
+    try:
+        file = to_onnx(model, images(ground))
+        ours, theirs = ground.engine.place(model).eval()(x[:2]).cpu(), session(file)(x[:2])
+    except UserError as error:
+        return None, str(error)
+    gap = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
+    if gap <= SAME or not ours.isfinite().all():
+        return file, ""
+    return None, f"In ONNX the logits are others, off by {gap:.2g} of the largest (allowed {SAME:g})."
+
+
+def keep(ground: Ground, model: nn.Module, run_id: str) -> Path:
+    """Put the net of a run into the cache: its packed file and its description."""
+    root = architecture.choose_root(model, ground.baseline, ground.data.num_classes)
+    facts = {"run": run_id, "input": list(ground.data.test.shape())}
+    return packed.save(model, ground.cache / "nets" / run_id, root, facts)
 
 
 def test_batches(ground: Ground) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -44,71 +128,69 @@ def test_batches(ground: Ground) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield normalise(x), y
 
 
-def file_size(model: nn.Module) -> int:
-    """Bytes of a file with all parameters and buffers of ``model``."""
-    with tempfile.TemporaryDirectory() as folder:
-        return weights.save(model, Path(folder, "net.safetensors")).stat().st_size
+def layers(dense: nn.Module, compressed: nn.Module, example: torch.Tensor) -> list[dict[str, Any]]:
+    """What every layer of the dense net and what is left of it cost: the record's ``layers``.
 
+    A layer that was replaced has ``compressed`` None and the costs of all that stands in its place; one that is gone
+    has zeros. Layers that take no layer's place are left out: only the totals of the net hold them.
+    """
+    before, after = layer_costs(dense, example), layer_costs(compressed, example)
 
-def layers(dense: nn.Module, compressed: nn.Module) -> list[dict]:
-    """[out, in] of every convolution and linear layer before and after; ``compressed`` None where it is gone."""
+    def place(name: str) -> str:
+        """The dense layer that a layer is, or is a part of."""
+        while name and name not in before:
+            name = name.rpartition(".")[0]
+        return name
 
-    def shapes(model: nn.Module) -> dict[str, list[int]]:
-        kinds = (nn.Conv2d, nn.Linear)
-        return {name: list(m.weight.shape[:2]) for name, m in model.named_modules() if isinstance(m, kinds)}
-
-    before, after = shapes(dense), shapes(compressed)
-    return [{"name": name, "dense": shape, "compressed": after.get(name)} for name, shape in before.items()]
-
-
-def resize(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module | None:
-    """``model`` with every convolution, linear layer and BN in the shapes of ``state``; None when the names differ."""
-    if set(model.state_dict()) != set(state):
-        return None
-    for name, module in model.named_modules():
-        own = [key for key, _ in module.named_parameters(recurse=False)]
-        for key in own:
-            setattr(module, key, nn.Parameter(torch.empty_like(state[f"{name}.{key}".lstrip(".")])))
-        for key, _ in list(module.named_buffers(recurse=False)):
-            setattr(module, key, torch.empty_like(state[f"{name}.{key}".lstrip(".")]))
-        if isinstance(module, nn.Conv2d):
-            module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
-        elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            module.num_features = len(module.weight)
-    model.load_state_dict(state)
-    return model.eval()
+    rows = []
+    for name, old in before.items():
+        parts = [new for part, new in after.items() if place(part) == name]
+        kept = name in after and after[name].out > 0
+        shape = [after[name].out, after[name].into] if kept else None
+        costs = {key: [getattr(old, key), sum(getattr(new, key) for new in parts)] for key in COSTS}
+        rows.append({"name": name, "dense": [old.out, old.into], "compressed": shape, **costs})
+    return rows
 
 
 def compressed_net(ground: Ground, run_id: str) -> nn.Module:
     """The network that run ``run_id`` produced, from the cache; UserError where it is not there."""
-    path = ground.cache / "nets" / f"{run_id}.safetensors"
-    if not path.is_file():
-        raise UserError(f"The net of run '{run_id}' is not in the cache ({path}): run it again on this machine.")
-    state, _ = weights.read(path)
-    b, classes = ground.baseline, ground.data.num_classes
-    for build in (b.net, b.student, *b.siblings.values()):
-        model = resize(build(classes), state)
-        if model is not None:
-            return ground.engine.place(model)
-    raise UserError(
-        f"{path} holds no net of the family of {b.name}: its layers were replaced, and it must be run again."
-    )
+    return ground.engine.place(packed.load(packed.kept(ground.cache, run_id)))
 
 
-def refresh(cfg: RunConfig) -> list[Path]:
-    """Measure again the runs of ``cfg.baseline`` whose nets are in the cache; the paths of the records written."""
-    from repro.ground import prepare
+def refresh(cfg: RunConfig) -> tuple[list[Path], list[str]]:
+    """Measure again the runs of ``cfg.baseline`` whose two nets are in the cache (or the dense one is given).
+
+    The paths of the records written, and a sentence for each run that had to be left as it was.
+    """
+    from repro.ground import known_dense, prepare
 
     ground = prepare(cfg)
-    written = []
+    paths, left = [], []
     for record in load_all(ground.results)[0]:
-        if (
-            record.baseline != ground.baseline.name
-            or not (ground.cache / "nets" / f"{record.id}.safetensors").is_file()
-        ):
+        if record.baseline != ground.baseline.name or record.kind != "run":
             continue
-        record.compressed = measure(ground, compressed_net(ground, record.id))
-        written.append(record.save(ground.results))
-    return written
+        here = dataclasses.replace(
+            ground, cfg=dataclasses.replace(copy.copy(cfg), seed=record.seed), budget=record.budget
+        )
+        try:
+            dense = known_dense(here)
+            if dense is None or dense.sha256 != record.provenance["dense_sha256"]:
+                raise UserError(
+                    "its dense net is not in the cache: give it with baseline.weights=FILE, or run it again"
+                )
+            paths.append(measured_again(here, record, dense).save(ground.results))
+        except UserError as error:
+            left.append(f"{record.method} {record.id}: {error}")
+    return paths, left
+
+
+def measured_again(ground: Ground, record: Record, dense: Dense) -> Record:
+    """The record with everything that is measured on its two nets measured now."""
+    model = compressed_net(ground, record.id)
+    files = exported(ground, dense.model)[0], exported(ground, model)[0]
+    return dataclasses.replace(
+        record,
+        dense=measured_dense(ground, dense, files[0]),
+        compressed=measure(ground, model, files[1]),
+        **compared(ground, dense.model, model, files),
+    )

@@ -62,9 +62,10 @@ class Record:
     ``options``: resolved baseline and data options that change the result (flat or nested). ``after_compression``:
     {top1, top5} of the net as it entered its only train call. ``layers``: {name, dense: [out, in], compressed: [out,
     in] or None} and, of both nets, params, nonzero, macs and bit_ops: [dense, compressed]. ``counted``: {rule: {params,
-    macs, dense_params, dense_macs}} under a paper's counting rule. ``latency``: {runtime, device, load, loaded, kernel,
-    cells: [{threads, batch, rounds, dense_ms, dense_spread_ms, compressed_ms, compressed_spread_ms}]}, medians and
-    interquartile ranges in milliseconds a batch; None where nobody measured. ``curve``: [step, loss, lr].
+    macs, dense_params, dense_macs}} under a paper's counting rule. ``latency``: {runtime, device, load, loaded,
+    kernel, cells: [{threads, batch, rounds, dense_ms, dense_spread_ms, compressed_ms, compressed_spread_ms}]}, medians
+    and interquartile ranges in milliseconds a batch; load: cores that other work kept busy before the start; None where
+    nobody measured. ``curve``: [step, loss, lr].
     ``provenance`` holds at least dense_sha256, code_hash and kit_versions.
     """
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
 import math
 import shutil
 from pathlib import Path
@@ -18,21 +16,20 @@ from baselines import weights
 from baselines.errors import UserError
 from baselines.task import Meter, Task
 from repro import registry
-from repro.ground import (
-    Dense,
-    Ground,
-    cache_dir,
-    dense_net,
-    options_of,
-    prepare,
-    results_dir,
-    teacher,
-    trained,
-    write_json,
+from repro.ground import Ground, cache_dir, dense_net, options_of, prepare, results_dir, teacher, trained
+from repro.measure import (
+    compared,
+    compressed_net,
+    exported,
+    images,
+    keep,
+    layers,
+    measure,
+    measured_dense,
+    test_batches,
 )
-from repro.measure import compressed_net, layers, measure, test_batches
 from repro.provenance import provenance
-from repro.record import Measurement, Record, code_hash, identity, kit_versions, load_all, plain
+from repro.record import Record, code_hash, identity, kit_versions, load_all, plain
 
 if TYPE_CHECKING:
     from repro.config import RunConfig
@@ -40,21 +37,13 @@ if TYPE_CHECKING:
 __all__ = ["cache_dir", "prepare", "results_dir", "run", "train_dense"]
 
 
-def dense_measurement(ground: Ground, dense: Dense) -> Measurement:
-    """The dense net, measured once and remembered by the hash of its weights and of the data."""
-    data = hashlib.sha256(json.dumps(ground.data.sha256, sort_keys=True).encode()).hexdigest()[:12]
-    path = ground.cache / "measured" / f"{dense.sha256[:16]}-{data}-{ground.engine.device.type}.json"
-    if not path.exists():
-        write_json(path, dataclasses.asdict(measure(ground, dense.model)))
-    return Measurement(**json.loads(path.read_text()))
-
-
 def run(cfg: RunConfig) -> Record:
     """One method on one baseline: compress the dense net (or the net of ``start``), measure it, write its record."""
     ground = prepare(cfg)
     entry = registry.entries()[method_name(cfg)]
     dense = dense_net(ground)
-    before = dense_measurement(ground, dense)
+    dense_file, _ = exported(ground, dense.model)
+    before = measured_dense(ground, dense, dense_file)
     options = resolved_options(ground)
     hyperparameters = plain(dataclasses.asdict(cfg.method))
     run_id = identity(
@@ -70,17 +59,23 @@ def run(cfg: RunConfig) -> Record:
         teacher=teacher(ground), journal=journal, label=f"{entry.name} on {ground.baseline.name}",
     )  # fmt: skip
     model = cfg.method.compress(model, task)
+    file, fault = exported(ground, model)
+    if fault:
+        task.report(onnx=fault)
     record = Record(
         kind="run", method=entry.name, family=entry.family, recipe=recipe_of(cfg), baseline=ground.baseline.name,
         budget=ground.budget, seed=cfg.seed, hyperparameters=hyperparameters, options=options, dense=before,
-        compressed=measure(ground, model), after_compression=after_compression(ground, task), details=task.details,
-        layers=layers(dense.model, model), starts_from="scratch" if task.from_scratch else "trained",
+        compressed=measure(ground, model, file), after_compression=after_compression(ground, task),
+        details=task.details, starts_from="scratch" if task.from_scratch else "trained",
         given_weights=dense.given, validation_seen=not cfg.data.holdout, parent=cfg.start,
+        **compared(ground, dense.model, model, (dense_file, file)),
         **story(task.meter, task.curve),
         provenance=provenance(ground, dense.sha256, code, kit_versions(entry.path)),
     )  # fmt: skip
-    weights.save(model, ground.cache / "nets" / f"{record.id}.safetensors")
-    record.save(ground.results)
+    try:
+        keep(ground, model, record.id)
+    finally:  # a net that cannot be kept is an error, but no reason to lose the record
+        record.save(ground.results)
     shutil.rmtree(journal, ignore_errors=True)
     return record
 
@@ -91,12 +86,13 @@ def train_dense(cfg: RunConfig) -> Record:
     if ground.budget == "zero":
         raise UserError("budget=zero trains nothing: use budget=smoke, short or paper to train a dense net.")
     model, facts = trained(ground)
-    measured = measure(ground, model)
+    measured = measure(ground, model, exported(ground, model)[0])
     entry = registry.entries()["dense"]
     record = Record(
         kind="train", method="dense", family=entry.family, baseline=ground.baseline.name, budget=ground.budget,
         seed=cfg.seed, options=resolved_options(ground), dense=measured, compressed=measured, starts_from="scratch",
         validation_seen=not cfg.data.holdout, details={"recipe": facts["recipe"]},
+        layers=layers(model, model, images(ground)),
         **story(Meter(**facts["meter"]), facts["curve"]),
         provenance=provenance(
             ground, weights.digest(model.state_dict()), code_hash(entry.path), kit_versions(entry.path)

@@ -13,19 +13,23 @@ import baselines.base
 from repro import registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from rich.console import Console
     from rich.table import Table
 
     from repro.record import Measurement, Record
+    from repro.structures import Result
 
 WIDE = 160  # columns where the output is no terminal
 SHOWN = 12  # entries of a long reported list
 
 
-def summary(record: Record, path: Path) -> None:
-    """Print what a run did to the network, what that cost and saved, and where its record is."""
+def summary(record: Record, path: Path, verbose: bool = False) -> None:
+    """Print what a run did to the network, what that cost and saved, and where its record is.
+
+    ``verbose``: what every layer costs, too.
+    """
     recipe = f", recipe {record.recipe}" if record.recipe else ""
     print(f"\n{record.method} on {record.baseline} (budget {record.budget}{recipe}, seed {record.seed})")
     if record.kind == "run":
@@ -37,7 +41,11 @@ def summary(record: Record, path: Path) -> None:
         for name, value in record.details.items():
             if value not in (None, [], {}):
                 print(f"{name.replace('_', ' ')}: {_short(value)}")
+    if verbose:
+        _console().print(layer_table(record))
     _console().print(_measured(record))
+    if record.latency:
+        _console().print(_latency(record.latency))
     if record.status != "ok":
         print("The training diverged: the loss was not a number. A smaller learning rate may help.")
     print(f"Record: {path}", flush=True)
@@ -68,8 +76,22 @@ def _measured(record: Record) -> Table:
     after = (record.after_compression or {}).get("top1")
     if len(nets) > 1 and after is not None:
         table.add_row("top-1 before retraining", "", f"{after:.2f} %", f"{after - record.dense.top1:+.2f}")
-    for name, label in (("params", "params"), ("macs", "MACs"), ("bytes", "bytes")):
+    for name, label in (("params", "params"), ("macs", "MACs"), ("bit_ops", "bit-ops"), ("bytes", "bytes")):
         _size_row(table, label, name, nets)
+    return table
+
+
+def _latency(latency: dict[str, Any]) -> Table:
+    """Measured latency of both nets, and whether a speed-up is claimed."""
+    remark = " - the machine was loaded" if latency["loaded"] else ""
+    table = _table(
+        f"latency{remark}", *((name, "right") for name in ("threads", "batch", "dense", "compressed", "speed-up"))
+    )
+    for cell in latency["cells"]:
+        times = [f"{cell[f'{net}_ms']:.3g} ± {cell[f'{net}_spread_ms']:.2g} ms" for net in ("dense", "compressed")]
+        ratio = f"{cell['dense_ms'] / cell['compressed_ms']:.2f}x"
+        claim = ratio if latency["kernel"] == "dense" else "no fast kernel"
+        table.add_row(latency["runtime"], str(cell["threads"]), str(cell["batch"]), *times, claim)
     return table
 
 
@@ -78,6 +100,39 @@ def _size_row(table: Table, label: str, name: str, nets: list[Measurement]) -> N
     if all(values):
         change = [f"{100 * (values[-1] / values[0] - 1):+.1f} %"] if len(nets) > 1 else []
         table.add_row(label, *(f"{value:,}" for value in values), *change)
+
+
+LAYER_COSTS = {"params": "params", "nonzero": "nonzero", "macs": "MACs", "bit_ops": "bit-ops (M)"}
+
+
+def layer_table(record: Record) -> Table:
+    """What every layer of the dense net costs and what is left of it; the last line is the network.
+
+    The line before it holds the rest: normalisation, and layers that stand in no dense layer's place.
+    """
+    table = _table("layer", *((name, "right") for name in ("out", "in", *LAYER_COSTS.values())))
+    for layer in record.layers:
+        gone = ["replaced" if layer.get("params", (0, 0))[1] else "gone"] * 2
+        shapes = map(_change, layer["dense"], layer["compressed"] or gone)
+        table.add_row(layer["name"], *shapes, *(_cost(key, layer.get(key)) for key in LAYER_COSTS))
+    whole = {key: [getattr(record.dense, key), getattr(record.compressed, key)] for key in LAYER_COSTS}
+    known = [key for key, pair in whole.items() if None not in pair and all(key in layer for layer in record.layers)]
+    rest = {key: [w - sum(layer[key][i] for layer in record.layers) for i, w in enumerate(whole[key])] for key in known}
+    table.add_section()
+    table.add_row("elsewhere", "", "", *(_cost(key, rest.get(key)) for key in LAYER_COSTS))
+    table.add_row("network", "", "", *(_cost(key, pair) for key, pair in whole.items()))
+    return table
+
+
+def _cost(key: str, pair: Sequence[int | None] | None) -> str:
+    """A cost before and after; bit-operations in millions. Empty where nobody counted it."""
+    if pair is None or None in pair:
+        return ""
+    return _change(*(f"{n / 1e6:,.0f}" if key == "bit_ops" else f"{n:,}" for n in pair))
+
+
+def _change(before: object, after: object) -> str:
+    return f"{before}" if before == after else f"{before} -> {after}"
 
 
 def methods_as_data() -> list[dict[str, Any]]:
@@ -137,6 +192,31 @@ def listing() -> None:
 def listing_json() -> None:
     """Print the lists as JSON."""
     print(json.dumps({"methods": methods_as_data(), "baselines": baselines_as_data()}, indent=1, default=str))
+
+
+def structures(found: Iterable[Result]) -> None:
+    """Print the published networks beside their recount and what papers print, with numbered footnotes."""
+    counts = ((name, "right") for name in ("params", "MACs", "recount: params", "recount: MACs"))
+    table = _table("network", *counts, "papers print", "result", title="Published structures")
+    notes: list[str] = []
+    for one in found:
+        row = one.row
+        notes += [note for note in one.notes if note not in notes]
+        marks = "".join(f" [{notes.index(note) + 1}]" for note in dict.fromkeys(one.notes))
+        counts = ("" if n is None else f"{n:,}" for n in (one.params, one.macs, row.params, row.macs))
+        colour = {"exact": "green", "differs": "red"}.get(one.result, "yellow")
+        result = f"[{colour}]{one.result}[/{colour}]"
+        table.add_row(row.name, *counts, _plain("; ".join(map(str, row.prints)) + marks), result)
+    _console().print(table)
+    for number, note in enumerate(notes, 1):
+        print(f"[{number}] {note}")
+
+
+def structures_json(found: Iterable[Result]) -> None:
+    """Print the same as JSON."""
+    from repro.structures import as_data
+
+    print(json.dumps([as_data(one) for one in found], indent=1))
 
 
 def fields(cls: type) -> dict[str, tuple[Any, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ def structure(printed: Reported, group: list[Record]) -> str:
             exact = abs(worst) <= _rounding(count)
             found.append(f"{what} exact" if exact else f"{what} differ by {100 * worst / count:+.1f} %")
         else:
-            olds = [_dense(r.dense, printed.rule, name) for r in group]
+            olds = [_dense(r.dense, r.counted, printed.rule, name) for r in group]
             worst = max((100 * (1 - new / old) - share for new, old in zip(ours, olds, strict=True)), key=abs)
             exact = abs(worst) <= _rounding(share, percent=True)
             found.append(f"{what} exact" if exact else f"{what} differ by {worst:+.1f} points of reduction")
@@ -86,7 +87,10 @@ def _counted(record: Record, rule: str, name: str) -> int | None:
     return record.counted.get(rule, {}).get(name)
 
 
-def _dense(dense: Measurement, rule: str, name: str) -> int:
+def _dense(dense: Measurement, counted: Mapping[str, dict[str, int]], rule: str, name: str) -> int:
+    """Params or MACs of the dense net under a counting rule; as measured where nobody counted them so."""
+    if rule not in ("mac", "two_per_mac") and rule in counted:
+        return max(1, counted[rule][f"dense_{name}"])
     return max(1, getattr(dense, name) * (2 if (rule, name) == ("two_per_mac", "macs") else 1))
 
 
@@ -97,12 +101,17 @@ def _rounding(printed: float, percent: bool = False) -> float:
     return unit / 2 * (1 + 1e-9)
 
 
-def contradictions(printed: Reported, dense: Measurement) -> list[str]:
-    """Sentences on printed reductions that do not follow from the printed counts: reduction = 1 - new / old."""
+def contradictions(
+    printed: Reported, dense: Measurement, counted: Mapping[str, dict[str, int]] | None = None
+) -> list[str]:
+    """Sentences on printed reductions that do not follow from the printed counts: reduction = 1 - new / old.
+
+    ``old`` is the dense net by the paper's own rule, from the record's ``counted`` where the rule is not ``mac``.
+    """
     found = []
     for name, what in (("params", "parameters"), ("macs", "MACs")):
         new, share = getattr(printed, name), getattr(printed, f"{name}_reduction")
-        old = _dense(dense, printed.rule, name)
+        old = _dense(dense, counted or {}, printed.rule, name)
         if new is None or share is None:
             continue
         implied = 100 * (1 - new / old)
@@ -124,6 +133,12 @@ def cell(printed: Reported) -> str:
 
 def deviations(cls: type[Method]) -> int | None:
     """How many bullets stand under "Deviations" in the docstring of the class or of its file; None: no such part."""
+    found = deviation_texts(cls)
+    return None if found is None else len(found)
+
+
+def deviation_texts(cls: type[Method]) -> list[str] | None:
+    """Those bullets themselves, each as one line; None: no such part."""
     for text in (cls.__doc__, getattr(sys.modules.get(cls.__module__), "__doc__", None)):
         lines = [line.strip() for line in (text or "").splitlines()]
         start = next((i for i, line in enumerate(lines) if line.startswith("Deviations")), None)
@@ -131,5 +146,6 @@ def deviations(cls: type[Method]) -> int | None:
             part = lines[start + 1 :]
             first = next((i for i, line in enumerate(part) if line.startswith("- ")), len(part))
             end = next((i for i, line in enumerate(part) if i > first and not line), len(part))
-            return sum(line.startswith("- ") for line in part[first:end])
+            bullets = "\n".join(part[first:end]).split("\n- ") if first < end else []
+            return [bullet.removeprefix("- ").replace("\n", " ") for bullet in bullets]
     return None

@@ -12,7 +12,8 @@ from torch import nn
 
 from baselines.errors import UserError
 from methods.base import Method, Paper, Reported
-from repro import checks, registry
+from methods.kit import coding
+from repro import checks, packed, registry
 from repro.registry import Entry
 
 RESNET, PLAIN = checks.TINY
@@ -328,6 +329,13 @@ class Listed(Unregistered):
         return x * self.scale[0]
 
 
+def slanted(self, model, task, sound):
+    """Keeps a number that no constructor is told."""
+    model = sound()
+    model.features[2].slope = 0.25
+    return model
+
+
 class Lock(nn.Identity):
     """Holds something that cannot be copied."""
 
@@ -379,6 +387,12 @@ NETWORK = {
     "tensor outside the state": ("saves", wrapped(Unregistered()), "register every tensor"),
     "tensor in a list": ("saves", wrapped(Listed()), "register every tensor"),
     "cannot be copied": ("saves", wrapped(Lock()), "cannot be saved"),
+    "class of another package": ("packs", wrapped(nn.Identity()), "on another machine: .*Around is none of torch.nn"),
+    "number outside the arguments": (
+        "packs",
+        variant(slanted),
+        "'features.2' .* has 0.25 as 'slope', but .* give nothing",
+    ),
     "batch size baked in": ("onnx", wrapped(Sized()), "other logits in ONNX"),
     "no such operator": ("onnx", wrapped(Exotic()), "cannot be exported to ONNX"),
     "callback forgets": ("resumes", variant(forgetful), "ends elsewhere"),
@@ -395,6 +409,41 @@ def nan(model):
 def test_network_check_catches(entry, check, cls, words):
     with pytest.raises(checks.CheckFailed, match=words):
         checks.OF_NETWORK[check](entry(cls), PLAIN)
+
+
+@torch.no_grad()
+def shifted(net):
+    next(net.parameters()).add_(1)
+
+
+def uncoded(net):
+    for module in net.modules():
+        vars(module).pop(coding.DECLARED, None)
+
+
+def wider(net):
+    net.add_module("unused", nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [(shifted, "other logits after loading"), (uncoded, "other codings"), (wider, "costs .*, but .* aft")],
+)
+def test_packs_catches_what_loads_otherwise(entry, monkeypatch, change, words):
+    def restore(*args):
+        change(net := real(*args))
+        return net
+
+    def coded(self, model, task, sound):
+        model = sound()
+        coding.attach(model.classifier[1], "weight", coding.Coding(bits=32))
+        return model
+
+    real = packed.restore
+    checks.check_packs(made := entry(variant(coded)), PLAIN)
+    monkeypatch.setattr(packed, "restore", restore)
+    with pytest.raises(checks.CheckFailed, match=words):
+        checks.check_packs(made, PLAIN)
 
 
 def test_every_check_has_a_mutant():

@@ -1,6 +1,7 @@
 """From a configuration to a record: the runner, its cache, its dense nets, and starting from another record."""
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,15 @@ import torch
 from baselines import weights
 from baselines.data import DataOptions
 from baselines.errors import UserError
+from methods.base import Method
 from methods.controls.random_filter import RandomFilter
 from methods.filter_pruning.l1_filter import L1Filter
-from repro import measure, record
+from repro import measure, packed, record
 from repro.config import BaselineOptions, DeviceOptions, ResultsOptions, RunConfig
 from repro.ground import dense_net, prepare
 from repro.run import run, train_dense
+
+SHAPES = ("name", "dense", "compressed")
 
 
 def config(tmp_path, method=None, baseline="tiny_plain_synthetic", budget="short", weights_file=None, **options):
@@ -26,12 +30,13 @@ def config(tmp_path, method=None, baseline="tiny_plain_synthetic", budget="short
         results=ResultsOptions(str(tmp_path / "results")),
         device=DeviceOptions(precision="fp32", channels_last=False),
         cache=str(tmp_path / "cache"),
+        latency=options.pop("latency", 0.0),
         **options,
     )
 
 
 def test_a_run_writes_a_valid_record_of_what_it_measured(tmp_path):
-    made = run(config(tmp_path))
+    made = run(config(tmp_path, latency=0.01))
     path = tmp_path / "results" / "records" / made.place()
     kept = record.load(path)
     assert record.plain(kept.__dict__ | {"dense": 0, "compressed": 0}) == record.plain(
@@ -39,10 +44,21 @@ def test_a_run_writes_a_valid_record_of_what_it_measured(tmp_path):
     )
     assert kept.dense.params == 5872 and kept.compressed.params < 0.6 * kept.dense.params
     assert kept.meter["train_calls"] == 1 and kept.meter["steps"] == 8 and kept.after_compression["top1"] > 0
-    assert {"name": "features.0", "dense": [8, 3], "compressed": [4, 3]} in kept.layers
+    (layer,) = (layer for layer in kept.layers if layer["name"] == "features.0")
+    assert (layer["dense"], layer["compressed"], layer["params"]) == ([8, 3], [4, 3], [8 * 28, 4 * 28])
+    assert layer["macs"] == [8 * 27 * 256, 4 * 27 * 256] and layer["bit_ops"] == [1024 * n for n in layer["macs"]]
+    assert kept.compressed.bit_ops == 1024 * kept.compressed.macs and kept.dense.bit_ops == 1024 * kept.dense.macs
     assert kept.starts_from == "trained" and not kept.given_weights and kept.status == "ok"
     assert set(kept.provenance["data_sha256"]) == {"x_train", "y_train", "x_test", "y_test"}
-    assert kept.compressed.bytes > 4 * kept.compressed.params and kept.compressed.bits == 32 * kept.compressed.params
+    assert 4 * kept.compressed.params < kept.compressed.bytes < kept.dense.bytes
+    assert (
+        kept.compressed.bits == 32 * kept.compressed.params and 0 < kept.compressed.onnx_bytes < kept.dense.onnx_bytes
+    )
+    old, new = kept.dense, kept.compressed
+    mac = {"params": new.params, "macs": new.macs, "dense_params": old.params, "dense_macs": old.macs}
+    assert kept.counted["mac"] == mac and set(kept.counted) == {"mac", "two_per_mac", "hrank_out_only"}
+    assert [(c["batch"], c["rounds"] >= 3) for c in kept.latency["cells"][:2]] == [(1, True), (64, True)]
+    assert kept.latency["kernel"] == "dense"
 
 
 def test_running_again_replaces_and_another_seed_adds(tmp_path):
@@ -99,7 +115,8 @@ def test_a_run_can_start_from_another_record(tmp_path):
         run(config(tmp_path, start="abc"))
     with pytest.raises(UserError, match="is a run on tiny_plain_synthetic, not on tiny_resnet_synthetic"):
         run(config(tmp_path, baseline="tiny_resnet_synthetic", start=parent.id))
-    (tmp_path / "cache" / "nets" / f"{parent.id}.safetensors").unlink()
+    for file in packed.files(tmp_path / "cache" / "nets" / parent.id):
+        file.unlink()
     with pytest.raises(UserError, match="is not in the cache"):
         run(config(tmp_path, start=parent.id))
 
@@ -109,8 +126,53 @@ def test_measure_gives_the_same_figures_from_the_kept_net(tmp_path, baseline):
     made = run(config(tmp_path, baseline=baseline))
     path = tmp_path / "results" / "records" / made.place()
     before = json.loads(path.read_text())
-    assert measure.refresh(config(tmp_path, baseline=baseline)) == [path]
+    assert measure.refresh(config(tmp_path, baseline=baseline)) == ([path], [])
     assert json.loads(path.read_text()) == before
+
+
+def test_measure_fills_in_what_an_older_version_did_not_measure(tmp_path):
+    runs = [run(config(tmp_path, seed=seed)) for seed in (0, 1)]
+    for made in runs:
+        old = replace(made, counted={}, latency=None, layers=[{k: layer[k] for k in SHAPES} for layer in made.layers])
+        old.compressed = replace(made.compressed, bit_ops=None, onnx_bytes=None)
+        old.dense = replace(made.dense, bit_ops=None, onnx_bytes=None)
+        old.save(tmp_path / "results")
+    paths, left = measure.refresh(config(tmp_path, latency=0.01))
+    again = {r.seed: r for r in record.load_all(tmp_path / "results")[0]}
+    assert len(paths) == 2 and not left
+    for made in runs:
+        assert again[made.seed].latency["cells"]
+        assert replace(again[made.seed], latency=None) == made
+
+
+def test_measure_leaves_a_record_alone_whose_nets_are_gone(tmp_path):
+    made = run(config(tmp_path))
+    path = tmp_path / "results" / "records" / made.place()
+    before = path.read_text()
+    for file in (tmp_path / "cache" / "dense").iterdir():
+        file.unlink()
+    paths, (sentence,) = measure.refresh(config(tmp_path))
+    assert not paths and path.read_text() == before
+    assert made.id in sentence and "its dense net is not in the cache: give it with baseline.weights=FILE" in sentence
+    assert not any((tmp_path / "cache" / "dense").iterdir()), "nothing is trained to measure"
+
+
+def test_a_net_that_cannot_be_kept_is_told_and_its_record_is_not_lost(tmp_path):
+    class Odd(torch.nn.Sequential):
+        """Not a class of the project: no description gives it back."""
+
+    @dataclass
+    class Wraps(Method):
+        """Returns a net of its own class."""
+
+        def compress(self, model, task):
+            return Odd(model)
+
+    Wraps.__module__ = "methods.controls.dense"
+    with pytest.raises(UserError, match="Odd"):
+        run(config(tmp_path, Wraps()))
+    ((kept,), problems) = record.load_all(tmp_path / "results")
+    assert kept.compressed.params == kept.dense.params and not problems
 
 
 def test_another_teacher_and_holdout_are_part_of_the_identity(tmp_path):

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from baselines.cost import layer_macs
 from baselines.errors import UserError
 from baselines.models.resnet_cifar import ShortcutA
 
@@ -38,6 +39,8 @@ Selection = tuple[Keep, list[str]]
 @dataclass(frozen=True)
 class Layer:
     """A prunable convolution with ``width`` filters; ``bn`` is the batch normalisation of its output, if any.
+
+    Or a hidden linear layer with ``width`` neurons, where ``layers`` was asked for them.
 
     ``group`` is the first of the layers that share its channels; ``coupled``: there are others; ``shared``: they can
     only be masked. ``carriers`` (module, first channel) are the further BNs and depthwise convolutions on its channels,
@@ -57,15 +60,17 @@ class Layer:
 # -- what can be pruned ----------------------------------------------------------------------------------------------
 
 
-def layers(model: nn.Module, example: torch.Tensor) -> dict[str, Layer]:
+def layers(model: nn.Module, example: torch.Tensor, linear: bool = False) -> dict[str, Layer]:
     """The prunable convolutions of ``model`` on ``example`` (1, C, H, W), by name, in network order.
 
     Network order is the order of definition, except that a block's projection shortcut comes before its other
     convolutions: ResNet-50 gives stem, then per stage downsample, conv1, conv2, conv3 of each block (53 layers).
     Left out: grouped and depthwise convolutions, what feeds a grouped one, what forms the network's output, and what
     is added to a part of another layer's channels. UserError when nothing is left.
+
+    ``linear``: the hidden linear layers too, where their neurons are read by linear layers alone and added to nothing.
     """
-    return _inspect(model, example)[1]
+    return _inspect(model, example, linear)[1]
 
 
 def rates(ratio: float | Sequence[float], names: Iterable[str]) -> dict[str, float]:
@@ -105,12 +110,13 @@ def _quiet(model: nn.Module) -> Iterator[None]:
             param.requires_grad_(name not in frozen)
 
 
-def _inspect(model: nn.Module, example: torch.Tensor) -> tuple[object, dict[str, Layer]]:
+def _inspect(model: nn.Module, example: torch.Tensor, linear: bool) -> tuple[object, dict[str, Layer]]:
     """torch-pruning's graph of ``model`` and the layers read from it."""
     import torch_pruning as tp
 
     modules = dict(model.named_modules())
-    order = [name for name in _convolutions(model) if modules[name].groups == 1]
+    kinds = (nn.Conv2d, nn.Linear) if linear else nn.Conv2d
+    order = [name for name in _ordered(model, kinds) if getattr(modules[name], "groups", 1) == 1]
     if not order:
         raise UserError("This network has no convolution to prune filters of: choose a convolutional baseline.")
     with _quiet(model):
@@ -125,15 +131,15 @@ def _inspect(model: nn.Module, example: torch.Tensor) -> tuple[object, dict[str,
             group = _group(graph, modules[name], names)
             groups.update(dict.fromkeys(group[0], group))
         members, carriers, readers, fixed = groups[name]
-        fixed |= not masked_only and any(modules[m].out_channels != modules[name].out_channels for m in members)
-        if fixed or not readers:
+        width, coupled = len(modules[name].weight), len(members) > 1
+        fixed |= not masked_only and any(len(modules[m].weight) != width for m in members)
+        if fixed or not readers or (coupled and isinstance(modules[name], nn.Linear)):
             continue
-        coupled = len(members) > 1
         shared = coupled and masked_only
         norms = {own.get(member) for member in members}
         found[name] = Layer(
             name,
-            modules[name].out_channels,
+            width,
             own[name],
             min(members, key=order.index),
             coupled,
@@ -146,30 +152,40 @@ def _inspect(model: nn.Module, example: torch.Tensor) -> tuple[object, dict[str,
     return graph, found
 
 
-def _convolutions(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Names of the 2-d convolutions in network order."""
+def _ordered(module: nn.Module, kinds: type | tuple[type, ...], prefix: str = "") -> Iterator[str]:
+    """Names of the modules of these kinds in network order."""
     for name, child in sorted(module.named_children(), key=lambda pair: pair[0] not in SHORTCUTS):
-        if isinstance(child, nn.Conv2d):
+        if isinstance(child, kinds):
             yield prefix + name
-        yield from _convolutions(child, f"{prefix}{name}.")
+        yield from _ordered(child, kinds, f"{prefix}{name}.")
 
 
-def _own_bn(graph: object, conv: nn.Module, names: Mapping[nn.Module, str]) -> str | None:
-    """The batch normalisation that alone reads the output of ``conv``."""
-    following = graph.module2node[conv].outputs
+def _own_bn(graph: object, layer: nn.Module, names: Mapping[nn.Module, str]) -> str | None:
+    """The batch normalisation that alone reads the output of ``layer``."""
+    following = graph.module2node[layer].outputs
     if len(following) == 1 and isinstance(following[0].module, BatchNorm):
         return names[following[0].module]
     return None
 
 
-def _group(graph: object, conv: nn.Module, names: Mapping[nn.Module, str]) -> tuple[list, list, list, bool]:
-    """What depends on the first filter of ``conv``: (members, carriers, readers, True if it must not be pruned)."""
+def _dependent(graph: object, layer: nn.Module, filters: list[int]) -> Sequence:
+    """torch-pruning's group of all that goes with these filters (or neurons) of ``layer``."""
     import torch_pruning as tp
 
+    prune = tp.prune_linear_out_channels if isinstance(layer, nn.Linear) else tp.prune_conv_out_channels
+    return graph.get_pruning_group(layer, prune, filters)
+
+
+def _group(graph: object, layer: nn.Module, names: Mapping[nn.Module, str]) -> tuple[list, list, list, bool]:
+    """What depends on the first filter of ``layer``: (members, carriers, readers, True if it must not be pruned)."""
+    import torch_pruning as tp
+
+    kind = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
     members, carriers, readers, fixed = [], [], [], False
-    for dep, channels in graph.get_pruning_group(conv, tp.prune_conv_out_channels, [0]):
+    for dep, channels in _dependent(graph, layer, [0]):
         module, name = dep.target.module, names.get(dep.target.module, "")
         produces = graph.is_out_channel_pruning_fn(dep.handler)
+        fixed |= kind is nn.Linear and isinstance(module, nn.Conv2d)
         if dep.target.type == tp.ops.OPTYPE.OUTPUT:
             fixed = True
         elif isinstance(module, nn.Conv2d) and module.groups > 1:
@@ -177,7 +193,7 @@ def _group(graph: object, conv: nn.Module, names: Mapping[nn.Module, str]) -> tu
             fixed |= module.groups != module.out_channels or module.groups != module.in_channels
         elif isinstance(module, BatchNorm):
             carriers.append((name, channels[0]))
-        elif isinstance(module, nn.Conv2d) and produces:
+        elif isinstance(module, kind) and produces:
             members.append(name)
             fixed |= channels[0] != 0
         elif isinstance(module, nn.Conv2d | nn.Linear) and not produces:
@@ -297,15 +313,12 @@ def remove(model: nn.Module, example: torch.Tensor, keep: Mapping[str, torch.Ten
     ``keep`` maps names of ``layers`` to bool masks; layers not named stay whole. Coupled layers lose the channels
     that all of them drop; the rest, and layers that are ``shared``, are masked. Returns ``model``.
     """
-    import torch_pruning as tp
-
     with _quiet(model):
-        graph, found = _inspect(model, example)
+        graph, found = _inspect(model, example, linear=True)
         mask(model, keep, found)
         for first, dropped in _dropped(keep, found).items():
             if dropped.any() and not found[first].shared:
-                conv = model.get_submodule(first)
-                graph.get_pruning_group(conv, tp.prune_conv_out_channels, dropped.nonzero().flatten().tolist()).prune()
+                _dependent(graph, model.get_submodule(first), dropped.nonzero().flatten().tolist()).prune()
     return model
 
 
@@ -344,10 +357,10 @@ def _cells(
     """(parameter, which of its entries to zero, broadcastable) of every dropped filter."""
     modules = dict(model.named_modules())
     for name, kept in keep.items():
-        conv, bn = modules[name], modules.get(found[name].bn)
-        gone = ~kept.to(conv.weight.device)
-        yield conv.weight, gone.view(-1, 1, 1, 1)
-        yield from ((param, gone) for param in _vectors(conv, bn))
+        layer, bn = modules[name], modules.get(found[name].bn)
+        gone = ~kept.to(layer.weight.device)
+        yield layer.weight, gone.view(-1, *[1] * (layer.weight.dim() - 1))
+        yield from ((param, gone) for param in _vectors(layer, bn))
     for first, dropped in _dropped(keep, found).items():
         for name, start in found[first].carriers if dropped.any() else ():
             module = modules[name]
@@ -374,7 +387,7 @@ def macs_budget(
     """
     if not 0 <= reduction < 1:
         raise UserError(f"The MACs reduction {reduction} lies outside [0, 1): give the share to remove, such as 0.5.")
-    found = layers(model, example)
+    found = layers(model, example, linear=True)
     macs = _module_macs(model, example)
     whole = sum(macs.values())
     goal = whole * (1 - reduction) * (1 + SLACK)
@@ -397,14 +410,10 @@ def macs_budget(
 
 
 def _module_macs(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
-    """MACs of every convolution and linear layer, as executed: torch's flop counter, halved."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    names = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
-    with _quiet(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(example[:1])
-    counts = {key.partition(".")[2]: sum(ops.values()) // 2 for key, ops in counter.get_flop_counts().items()}
-    return {name: counts[name] for name in names if name in counts}
+    """MACs of every convolution and linear layer."""
+    modules = dict(model.named_modules())
+    macs = layer_macs(model, example)
+    return {name: count for name, count in macs.items() if isinstance(modules[name], nn.Conv2d | nn.Linear)}
 
 
 def _macs_left(
