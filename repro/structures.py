@@ -326,7 +326,7 @@ RETHINKING = "vgg16_cifar10_pruned_A_nofc is the form that Rethinking the Value 
 SMALL = "vgg_small_cifar10 is the net of the tables of LQ-Net, DSQ and AdderNet."
 HRANK_VGG16_NOTE = (
     "The released rates of VGG-16 give HRank's figures under no rule: nearest are the 13 convolutions alone, with the "
-    "last one pruned too, which the released code leaves whole: 2,654,316 and 108,822,528."
+    "last one pruned too, which the released code leaves whole: 2,654,316 weights and 108,822,528 MACs."
 )
 NO_PROJECTIONS = "L1 filters counts ResNet-34 without its three projections (172,032 weights, 19,267,584 MACs)."
 

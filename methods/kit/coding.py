@@ -1,9 +1,9 @@
 """What the values of a tensor are stored as: a method declares it, the codec writes exactly that and proves it.
 
 A method that leaves few distinct values in a weight says so here, on the module that it returns:
-``attach(conv, "weight", Coding("codebook", bits=4, huffman=True))``. Nothing needs to be said of zeros (the codec stores
-a sparse tensor sparsely where that is smaller) or of plain fp32. A declaration that the values do not keep is an error
-when the file is written, never a rounding.
+``attach(conv, "weight", Coding("codebook", bits=4, huffman=True))``. Nothing needs to be said of zeros (the codec
+stores a sparse tensor sparsely where that is smaller) or of plain fp32. A declaration that the values do not keep is an
+error when the file is written, never a rounding.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Coding:
     2**bits distinct fp32 values and an index of ``bits`` for each weight; "binary": two values -a and a, and "ternary":
     -a, 0 and a, with one scale a for each slice along the first axis (``per_channel``) or one for the tensor.
     ``sparse``: None, or the bits of the distance to the next stored weight (Deep Compression; a filler zero is stored
-    where a distance does not fit), for dense and codebook. ``huffman``: the indices and the distances are Huffman-coded.
-    UserError for a combination that does not exist.
+    where a distance does not fit, and is then one of a codebook's values), for dense and codebook. ``huffman``: the
+    indices and the distances are Huffman-coded. UserError for a combination that does not exist.
     """
 
     kind: str = "dense"
@@ -68,7 +68,7 @@ def attach(module: nn.Module, name: str, coding: Coding) -> None:
 
 
 def attach_input(module: nn.Module, bits: int) -> None:
-    """Declare that ``module`` multiplies inputs of ``bits`` bits (1 to 32): the activation bits of its bit-operations."""
+    """Declare that ``module`` multiplies inputs of ``bits`` bits (1 to 32): the activation bits of bit-operations."""
     if not 1 <= bits <= 32:
         raise UserError(f"Activations of {bits} bits do not exist: give from 1 to 32.")
     vars(module)[INPUT] = bits
