@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 
 import torch
@@ -18,10 +17,9 @@ from torch import nn
 from baselines.errors import UserError
 from repro import packed
 from repro.interchange import to_onnx
-from repro.record import replace
+from repro.record import pick, replace
 
 FORMATS = ("packed", "onnx", "pt2")
-PREFIX = re.compile("[0-9a-f]{4,12}")
 BATCH = 2  # images in the example: a batch of one would be taken for a constant
 
 
@@ -29,7 +27,8 @@ def export(run: str, form: str, out: Path, results: Path, cache: Path) -> list[P
     """Write the net of the run whose id is, or starts with, ``run`` into the folder ``out``; the paths written."""
     if form not in FORMATS:
         raise UserError(f"There is no format '{form}'. Choose one of: {', '.join(FORMATS)}.")
-    path = packed.kept(cache, find(run, results, cache))
+    files = [*(results / "records").rglob("*.json"), *(cache / "nets").glob("*.json")]
+    path = packed.kept(cache, pick(run, (file.stem for file in files), f"{results} or the cache {cache}"))
     net, facts = packed.read(path)
     if form == "packed":
         contents = {file.name: file.read_bytes() for file in reversed(packed.files(path))}
@@ -40,19 +39,6 @@ def export(run: str, form: str, out: Path, results: Path, cache: Path) -> list[P
     for name, data in contents.items():
         replace(out / name, data)
     return [out / name for name in contents]
-
-
-def find(run: str, results: Path, cache: Path) -> str:
-    """The id of the run that is meant, of those with a record or with a net in the cache."""
-    if not PREFIX.fullmatch(run):
-        raise UserError(f"run={run} is no id: give the 12 hexadecimal digits of a record, or at least its first 4.")
-    files = [*(results / "records").rglob("*.json"), *(cache / "nets").glob("*.json")]
-    found = sorted({file.stem for file in files if file.stem.startswith(run)})
-    if not found:
-        raise UserError(f"There is no run '{run}' in {results} or in the cache {cache}: give the id of a record.")
-    if len(found) > 1:
-        raise UserError(f"'{run}' is the start of {len(found)} ids, {', '.join(found)}: give more of its digits.")
-    return found[0]
 
 
 def shape(facts: dict, run: str) -> list[int]:

@@ -33,6 +33,7 @@ def _no_constant(name: str) -> None:
 parse = json.JSONDecoder(parse_constant=_no_constant).decode
 canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 NUMBERS = re.compile(r"\[\n([^\[\]{}\"]*)\n *\]")  # a list of numbers, which goes on one line
+ID_START = re.compile("[0-9a-f]{4,12}")
 KIT_MODULE = re.compile(r"methods\.kit\.(\w+)")
 # Parts of a syntax tree that do not change what runs, or that only some Python versions have.
 IGNORED = {"annotation", "returns", "ctx", "kind", "type_comment", "type_params", "type_ignores"}
@@ -225,6 +226,18 @@ def load_all(results_dir: str | Path) -> tuple[list[Record], list[str]]:
     return records, problems
 
 
+def pick(run: str, ids: Iterable[str], where: str) -> str:
+    """The one of ``ids`` that is ``run`` or begins with it; UserError where it is no id, or none or several fit."""
+    if not ID_START.fullmatch(run):
+        raise UserError(f"run={run} is no id: give the 12 digits (0-9, a-f) of a record's name, or at least 4 of them.")
+    found = sorted({name for name in ids if name.startswith(run)})
+    if not found:
+        raise UserError(f"There is no run {run} in {where}: its id is the name of a record's file.")
+    if len(found) > 1:
+        raise UserError(f"run={run} fits {len(found)} runs ({', '.join(found)}): give more digits.")
+    return found[0]
+
+
 @contextmanager
 def _no_garbage() -> Iterator[None]:
     """Python's cycle collector is off: it would walk through all records again and again, and they hold no cycles."""
@@ -271,7 +284,9 @@ def _layers(value: Any) -> bool:
     if not set(map(frozenset, value)) <= LAYER_KEYS:
         return False
     pairs = [pair for layer in value for key, pair in layer.items() if key != "name"]
-    if not set(map(type, pairs)) <= {list, type(None)} or None in [layer["dense"] for layer in value]:
+    if not set(map(type, pairs)) <= {list, type(None)} or not {type(layer["name"]) for layer in value} <= {str}:
+        return False
+    if not {len(pair) for pair in pairs if pair is not None} <= {2} or None in [layer["dense"] for layer in value]:
         return False
     sizes = [*chain.from_iterable(filter(None, pairs)), 0]
     return set(map(type, sizes)) == {int} and 0 <= min(sizes) <= max(sizes) <= MAX_COUNT

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from baselines import base
 from baselines.errors import UserError
 from repro import registry
 from repro.boards import build
-from repro.record import Measurement, Record, canonical, is_stale, load, replace
+from repro.record import Measurement, Record, canonical, is_stale, load, pick, replace
 from repro.verdict import CLOSE, REPRODUCED, deviation_texts, structure, verdict
 
 if TYPE_CHECKING:
@@ -67,17 +66,10 @@ def find(run: str | None, results_dir: str | Path) -> Record:
     root = Path(results_dir, "records")
     if not run:
         raise UserError("The run is missing: add run=ID, the id of a record or its first 4 digits or more.")
-    if not re.fullmatch("[0-9a-f]{4,12}", run):
-        raise UserError(f"run={run} is no id: give the 12 digits (0-9, a-f) of a record's name, or at least 4 of them.")
-    paths = _paths(results_dir, run)
-    if not paths and not _paths(results_dir, ""):
-        raise UserError(f"There are no records below {root}: make one with `python -m repro run`.")
+    paths = {path.stem: path for path in _paths(results_dir, "")}
     if not paths:
-        raise UserError(f"There is no record {run} below {root}: the ids of all are their files' names.")
-    if len(paths) > 1:
-        found = ", ".join(str(path.relative_to(root)) for path in paths)
-        raise UserError(f"run={run} fits {len(paths)} records ({found}): give more digits.")
-    return load(paths[0])
+        raise UserError(f"There are no records below {root}: make one with `python -m repro run`.")
+    return load(paths[pick(run, paths, str(root))])
 
 
 def _paths(results_dir: str | Path, start: str) -> list[Path]:

@@ -102,10 +102,10 @@ def test_an_export_replaces_what_was_there(tmp_path, words, nets):
 @pytest.mark.parametrize(
     "asked, says",
     [
-        ("run=abcd format=onnx", "There is no run 'abcd' in "),
+        ("run=abcd format=onnx", "There is no run abcd in "),
         (
             "run=3f2 format=onnx",
-            "run=3f2 is no id: give the 12 hexadecimal digits of a record, or at least its first 4.",
+            "run=3f2 is no id: give the 12 digits (0-9, a-f) of a record's name, or at least 4 of them.",
         ),
         ("run=3F2A format=onnx", "run=3F2A is no id"),
         ("run=../../x format=onnx", "run=../../x is no id"),
@@ -127,7 +127,7 @@ def test_an_ambiguous_prefix(tmp_path, words, capsys, nets):
     name = f"{ID[:-1]}4"
     packed.save(nets[0], tmp_path / "cache" / "nets" / name, choose_root(nets[0], base.load(NAME), 4), {})
     assert cli.main(["export", "run=3f2a0011", "format=onnx", *words]) == 2
-    says = f"'3f2a0011' is the start of 2 ids, {ID}, {name}: give more of its digits."
+    says = f"run=3f2a0011 fits 2 runs ({ID}, {name}): give more digits."
     assert capsys.readouterr().err.strip() == says
     assert cli.main(["export", f"run={ID}", "format=packed", *words]) == 0
     assert cli.main(["export", f"run={name}", "format=onnx", *words]) == 2
