@@ -185,7 +185,7 @@ def _row(group: list[Record], view: _View, metric: str, varied: set[str]) -> dic
     row["verdict"] = "; ".join(verdict(rep, row) for rep in printed) or ("not comparable" if claims else "")
     row["structure"] = "; ".join(filter(None, (structure(rep, group) for rep in printed)))
     row["ids"] = " ".join(r.id for r in group)
-    row["_printed"], row["_dense"] = printed, first.dense
+    row["_printed"], row["_dense"], row["_counted"] = printed, first.dense, first.counted
     row["_clamped"] = sorted({layer for r in group for layer in _clamped(r)})
     return row
 
@@ -293,7 +293,7 @@ def _footnotes(rows: list[dict]) -> list[str]:
     """The footnotes of a table; each row gets the numbers of its own in ``_notes``."""
     notes: list[str] = []
     for row in rows:
-        own = [note for printed in row["_printed"] for note in contradictions(printed, row["_dense"])]
+        own = [note for printed in row["_printed"] for note in contradictions(printed, row["_dense"], row["_counted"])]
         if row["_clamped"]:
             own.append(f"Clamped layers of {row['method']} ({row['setting']}): {', '.join(row['_clamped'])}.")
         notes += [note for note in own if note not in notes]

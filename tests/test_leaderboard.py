@@ -451,6 +451,15 @@ def test_a_printed_cell_that_contradicts_itself_gets_a_footnote():
     ]
 
 
+def test_a_printed_cell_is_checked_against_the_dense_net_as_its_paper_counts_it():
+    row = replace(Fake.reported[0], params=None, macs=45_000, macs_reduction=50.0, rule="hrank_out_only")
+    classes = {**METHODS, "fake": type("Wide", (Fake,), {"reported": (row,)})}
+    for dense_macs, contradicts in ((90_000, False), (100_000, True)):
+        counted = {"hrank_out_only": {**by_rule(600, 45_000), "dense_macs": dense_macs}}
+        (board,) = leaderboard.build([a_run(counted=counted)], classes, BASELINES).boards
+        assert bool(board.footnotes) == contradicts
+
+
 # ------------------------------------------------------------------------------------------------------- the files
 
 
