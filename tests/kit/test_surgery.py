@@ -146,6 +146,73 @@ def test_net_without_convolutions():
         surgery.layers(lenet_300_100(), torch.zeros(1, 1, 28, 28))
 
 
+# -- hidden linear layers
+
+
+class Mixed(nn.Module):
+    """Linear layers that nothing may be taken from: one scales channels, two are added, one forms the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.squeeze, self.excite = nn.Conv2d(3, 8, 3), nn.Linear(8, 4), nn.Linear(4, 8)
+        self.one, self.two, self.last = nn.Linear(8, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        scale = self.excite(self.squeeze(x.mean((2, 3))).relu()).sigmoid()
+        x = self.one((x * scale[:, :, None, None]).mean((2, 3)))
+        return self.last(x + self.two(x.relu()))
+
+
+LINEAR = {
+    "lenet300": (lenet_300_100, (1, 28, 28), {"ip1": "relu1", "ip2": "relu2"}),
+    "lenet5": (lenet5, (1, 28, 28), {"ip1": "relu1"}),
+    "vgg": (lambda: VGG(width=0.125), (3, 32, 32), {"classifier.0": "classifier.1"}),
+    "tiny_plain": (TinyPlain, (3, 16, 16), {"classifier.1": "classifier.2"}),
+    "mixed": (Mixed, (3, 8, 8), {"squeeze": None}),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_hidden_linear_layers_are_found_when_asked_for(name):
+    make, shape, hidden = LINEAR[name]
+    net = make()
+    found = surgery.layers(net, torch.zeros(1, *shape), linear=True)
+    assert [n for n in found if isinstance(net.get_submodule(n), nn.Linear)] == list(hidden)
+    convolutions = {n: layer for n, layer in found.items() if n not in hidden}
+    if convolutions:
+        assert surgery.layers(net, torch.zeros(1, *shape)) == convolutions
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["lenet300", "lenet5", "vgg", "tiny_plain"])
+def test_removed_neurons_are_those_that_emit_zero(name):
+    make, shape, hidden = LINEAR[name]
+    net, x = build(make), torch.randn(4, *shape)
+    keep = {n: torch.rand(len(net.get_submodule(n).weight)) > 0.4 for n in hidden}
+    hooks = [
+        net.get_submodule(behind).register_forward_hook(lambda _, __, out, kept=keep[n]: out * kept)
+        for n, behind in hidden.items()
+    ]
+    right = net(x)
+    for hook in hooks:
+        hook.remove()
+    masked = copy.deepcopy(net)
+    surgery.mask(masked, keep, surgery.layers(net, x[:1], linear=True))
+    pruned = surgery.remove(net, x[:1], keep)
+    for other in (masked, pruned):
+        assert torch.allclose(other(x), right, rtol=1e-4, atol=1e-5)
+    assert [pruned.get_submodule(n).out_features for n in hidden] == [int(kept.sum()) for kept in keep.values()]
+
+
+def test_neurons_count_in_a_macs_budget():
+    net, x = lenet_300_100(), torch.zeros(1, 1, 28, 28)
+    scores = {"ip1": torch.rand(300), "ip2": torch.rand(100)}
+    keep, _ = surgery.macs_budget(net, x, scores, 0.5)
+    left = size_of(surgery.remove(net, x, keep), (1, 28, 28))[1]
+    assert 0.49 * 266_200 < left <= 0.5 * 266_200
+
+
 # -- roundings and ratios
 
 
