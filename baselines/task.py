@@ -239,17 +239,20 @@ class Task:
         recipe = options.pop("recipe", None) or self._baseline.finetune
         data = options.get("data") or self.train_set
         per_epoch = max(1, len(data) // recipe.batch_size)
-        first, last = (self._steps(share, of, per_epoch) for share in (self._asked, self._asked + epochs))
+        steps = self.steps(epochs, of, per_epoch)
         self._asked += epochs
-        steps = last - first
-        if epochs and self.budget != "zero":
-            steps = max(1, steps)
         if lr is not None:
             recipe = replace(recipe, lr=lr)
         if steps:
             self._progress.whole(max(steps, self._steps(of, of, per_epoch)))
             Fit(self, model, recipe, steps, per_epoch, **options).run()
         return model.eval()
+
+    def steps(self, epochs: float, of: float, per_epoch: int | None = None) -> int:
+        """Steps of the next ``train(model, epochs, of=of)``: for what has to happen so often in all (GAL's masks)."""
+        per_epoch = per_epoch or max(1, len(self.train_set) // self._baseline.finetune.batch_size)
+        first, last = (self._steps(share, of, per_epoch) for share in (self._asked, self._asked + epochs))
+        return max(1, last - first) if epochs and self.budget != "zero" else last - first
 
     def train_dense(self, model: nn.Module, recipe: Recipe) -> nn.Module:
         """Train the baseline's own net from scratch by ``recipe``."""

@@ -32,7 +32,7 @@ WEIGHTS = {
     "resnet50_imagenette": "resnet50_imagenet.safetensors",
     "vgg16_cifar10": "vgg16_cifar10.safetensors",
 }
-HARMLESS = ("device.", "cache=", "data.root=", "verbose=")
+HARMLESS = ("device.", "cache=", "data.root=", "latency=", "verbose=")
 START_UP = 30.0  # seconds of a run outside its meter: imports, data, measuring
 MARGIN = 1.25  # estimates are stretched by this factor
 MINUTES = {"smoke": 1, "zero": 3, "short": 15, "paper": 120}  # where there is nothing to go by

@@ -15,7 +15,7 @@ class ShortcutA(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
-        self.stride = stride
+        self.channels_in, self.channels_out, self.stride = channels_in, channels_out, stride
         self.pad = channels_out - channels_in
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
