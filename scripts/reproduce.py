@@ -77,9 +77,9 @@ def board(baseline: str, budget: str, rows: str, seeds: tuple[int, ...] = (0, 1,
 
 
 def zero_board(baseline: str, images: int = 500) -> list[Cell]:
-    """Right after pruning, no training: random, L1 and rank at uniform ratios. Only random depends on the seed.
+    """Right after pruning, no training: every one-shot criterion at uniform ratios. Only random has several seeds.
 
-    ``images``: how many the ranks are averaged over; maps of 56 x 56 and more make them expensive.
+    ``images``: how many the activations are taken from; maps of 56 x 56 and more make ranks expensive.
     """
     cells = [Cell("dense", baseline, "zero", given=True)]
     for ratio in (0.1, 0.3, 0.5, 0.7, 0.9):
@@ -87,11 +87,26 @@ def zero_board(baseline: str, images: int = 500) -> list[Cell]:
             ("hrank", {"ratio": ratio, "layerwise": False, "images": images}, (0,)),
             ("l1_filter", {"ratio": ratio}, (0,)),
             ("random_filter", {"ratio": ratio}, (0, 1, 2)),
+            ("apoz", {"ratio": ratio, "rounds": 1}, (0,)),
+            ("entropy", {"ratio": ratio, "layerwise": False, "images": images}, (0,)),
+            ("thinet", {"ratio": ratio, "layerwise": False, "images": images}, (0,)),
+            ("channel_pruning", {"ratio": ratio, "images": images}, (0,)),
         ):
             cells.append(Cell(method, baseline, "zero", seeds, NO_RECIPE, settings, given=True))
     return cells
 
 
+def half(baseline: str, seeds: tuple[int, ...], given: bool = False) -> list[Cell]:
+    """Every structured method, and its controls, at half of the MACs, short."""
+    cells = [Cell(method, baseline, "short", seeds, "macs50", given=given) for method in STRUCTURED.split()]
+    settings = {"macs_reduction": 0.5}
+    for method, more in (("random_filter", {}), ("l1_filter", {}), ("hrank", {"layerwise": False})):
+        cells.append(Cell(method, baseline, "short", seeds, NO_RECIPE, {**settings, **more}, given=given))
+    return cells
+
+
+STRUCTURED = "thinet channel_pruning network_slimming apoz entropy ssl gal"
+SPARSE = "han_pruning magnitude/2x magnitude/4x magnitude/8x magnitude/16x magnitude/32x"
 MNIST = "dense hrank l1_filter random_filter/hrank random_filter/l1_A kd hrank/oneshot"
 RESNET56 = "dense hrank/oneshot l1_filter random_filter/hrank random_filter/l1_B"
 VGG16 = "dense hrank/oneshot l1_filter random_filter/hrank random_filter/l1_A"
@@ -104,6 +119,9 @@ def matrix() -> list[Cell]:
         *zero_board("resnet56_cifar10"),
         *zero_board("resnet50_imagenette", images=100),
         *board("resnet56_cifar10", "short", f"{RESNET56} hrank", (0, 1), given=True),
+        *board("vgg16_mnist5k", "short", f"{STRUCTURED} {SPARSE}"),
+        *half("vgg16_mnist5k", (0, 1, 2)),
+        *half("resnet56_cifar10", (0, 1), given=True),
         *board("vgg16_cifar10", "short", f"{VGG16} hrank", (0, 1), given=True),
         *board("resnet56_cifar100", "paper", f"{RESNET56} kd l1_filter/weight_sum hrank"),
         *board("vgg16_cifar10", "paper", f"{VGG16} hrank/HRank-1 hrank/HRank-3 kd hrank"),
