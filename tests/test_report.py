@@ -222,7 +222,7 @@ def test_latency_is_a_table_with_its_flags():
     rows = Read(a_page()).rows(4)
     assert rows["2"] == ["64", "131.400 ± 6.570", "65.700 ± 5.810", "2.00x", "31"]
     text = Read(a_page(a_full(latency=LATENCY | {"loaded": True, "load": 0.73}))).text
-    assert "The machine was loaded (0.73 processes" in text and "No faster kernel" not in text
+    assert "The machine was loaded (0.73 cores" in text and "No faster kernel" not in text
     read = Read(a_page(a_full(latency=LATENCY | {"kernel": "no_fast_kernel"})))
     assert "No faster kernel exists" in read.text and "no speed-up is claimed" in read.text
     assert read.rows(4)["2"][3] == "not claimed" and "2.00x" not in read.text

@@ -357,7 +357,9 @@ def test_the_exit_status_says_whether_a_run_failed(tmp_path, monkeypatch, capsys
 def test_the_matrix_can_be_listed(capsys):
     assert reproduce.main(["--list", "--only", "l1_filter", "vgg16_mnist5k", "--results", "/nowhere"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"missing   l1_filter vgg16_mnist5k short seed {seed}  about 15.0 min" for seed in range(3)]
+    named = ("l1_filter vgg16_mnist5k", "l1_filter macs_reduction=0.5 vgg16_mnist5k")
+    expected = [f"missing   {name} short seed {seed}  about 15.0 min" for seed in range(3) for name in named]
+    assert lines == expected
 
 
 def test_real_runs_are_found_again(tmp_path, monkeypatch):
