@@ -1,0 +1,1 @@
+"""Structured sparsity: training that drives whole structures (filters, channels, layers) to zero."""
