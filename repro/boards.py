@@ -235,11 +235,10 @@ def _by_paper_rule(group: list[Record], cls: type[Method] | None) -> dict[str, A
     """Reductions as the method's own paper counts them: by the rule of its rows for this net, else of any row."""
     printed = cls.reported if cls else ()
     rule = next((r.rule for r in printed if r.baseline == group[0].baseline), printed[0].rule if printed else None)
-    counts = [r.counted.get(rule) for r in group]
-    known = rule is not None and None not in counts
-    found: dict[str, Any] = {"paper_rule": rule if known else None}
+    counts = [r.counted[rule] for r in group if rule in r.counted]
+    found: dict[str, Any] = {"paper_rule": rule if counts else None}
     for name in ("params", "macs"):
-        shares = [1 - c[name] / c[f"dense_{name}"] for c in counts if c[f"dense_{name}"]] if known else []
+        shares = [1 - c[name] / c[f"dense_{name}"] for c in counts if c[f"dense_{name}"]]
         found[f"{name}_reduction_paper_rule"] = mean(shares, 6)
     return found
 

@@ -63,17 +63,18 @@ def structure(printed: Reported, group: list[Record]) -> str:
     found = []
     for name, what in (("params", "params"), ("macs", "MACs")):
         count, share = getattr(printed, name), getattr(printed, f"{name}_reduction")
-        ours = [_counted(r, printed.rule, name) for r in group]
         if count is None and share is None:
             continue
-        if None in ours:
+        known = [r for r in group if _counted(r, printed.rule, name) is not None]
+        ours = [_counted(r, printed.rule, name) for r in known]
+        if not known:
             found.append(f"{what} not counted by rule {printed.rule}")
         elif count is not None:
             worst = max((new - count for new in ours), key=abs)
             exact = abs(worst) <= _rounding(count)
             found.append(f"{what} exact" if exact else f"{what} differ by {100 * worst / count:+.1f} %")
         else:
-            olds = [_dense(r.dense, r.counted, printed.rule, name) for r in group]
+            olds = [_dense(r.dense, r.counted, printed.rule, name) for r in known]
             worst = max((100 * (1 - new / old) - share for new, old in zip(ours, olds, strict=True)), key=abs)
             exact = abs(worst) <= _rounding(share, percent=True)
             found.append(f"{what} exact" if exact else f"{what} differ by {worst:+.1f} points of reduction")
