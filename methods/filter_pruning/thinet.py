@@ -18,7 +18,7 @@ Deviations
 - Schedule, batch size, momentum and weight decay are the baseline's, from the paper's learning rate down (cosine),
   between layers too; the paper keeps it constant there and divides it by 10 twice in the last fine-tuning.
 - The authors' code fine-tunes for two epochs, not one, behind conv1_2, conv2_2 and conv3_3 of VGG-16.
-- ResNet-50's rates of learning and epochs are those of the authors' code of the journal version.
+- ResNet-50's epochs and learning rates are those of the authors' code for the journal version of the paper.
 - Images are drawn from the whole training set, 1,000 of them unless a recipe says otherwise; the paper takes 10 of
   each class, which makes 10,000 on ImageNet.
 - Where least squares has many solutions, the scales nearest to 1 are taken; the authors' code inverts X^T X.
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from methods.kit.surgery import Layer
 
 VGG16_CONV = (0.5,) * 10 + (0.0,) * 3  # ThiNet-Conv; ThiNet-GAP on the net without fully connected layers
-VGG16_TINY = (0.75,) * 12 + (0.5,)  # ThiNet-GAP's convolutions halved once more, and those of conv5
+VGG16_TINY = (0.75,) * 12 + (0.5,)  # ThiNet-Tiny: a quarter of each width, half of conv5_3's
 README = "README of the authors' code"
 RECOUNTED = "size recounted from the structure: exact with the stride in the first 1x1"
 
