@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -47,7 +46,7 @@ def measure(ground: Ground, model: nn.Module, onnx: bytes | None) -> Measurement
     )
 
 
-def measured_dense(ground: Ground, dense: Dense, onnx: bytes | None) -> Measurement:
+def measured_dense(ground: Ground, dense: Dense) -> Measurement:
     """The dense net, measured once and remembered by the hash of its weights and of the data."""
     from repro.ground import write_json
 
@@ -55,14 +54,12 @@ def measured_dense(ground: Ground, dense: Dense, onnx: bytes | None) -> Measurem
     name = f"{dense.sha256[:16]}-{data}-{ground.engine.device.type}-{SCHEMA_VERSION}.json"
     path = ground.cache / "measured" / name
     if not path.exists():
-        write_json(path, dataclasses.asdict(measure(ground, dense.model, onnx)))
+        write_json(path, dataclasses.asdict(measure(ground, dense.model, exported(ground, dense.model)[0])))
     return Measurement(**json.loads(path.read_text()))
 
 
-def compared(
-    ground: Ground, dense: nn.Module, compressed: nn.Module, files: tuple[bytes | None, bytes | None]
-) -> dict[str, Any]:
-    """What a record holds of both nets together: ``layers``, ``counted``, ``latency``; ``files`` are their ONNX files.
+def compared(ground: Ground, dense: nn.Module, compressed: nn.Module, onnx: bytes | None) -> dict[str, Any]:
+    """What a record holds of both nets together: ``layers``, ``counted``, ``latency``; ``onnx``: the compressed net.
 
     Latency is measured for ``latency`` seconds a cell; None: not at budget smoke, else for ``latency.SECONDS``.
     """
@@ -70,8 +67,9 @@ def compared(
     if seconds is None:
         seconds = 0.0 if ground.budget == "smoke" else latency.SECONDS
     timed = None
-    if seconds and None not in files:
-        timed = latency.compare(dense, compressed, example, files=files, seconds=seconds)
+    old = exported(ground, dense)[0] if seconds and onnx is not None else None
+    if old is not None:
+        timed = latency.compare(dense, compressed, example, files=(old, onnx), seconds=seconds)
     rules = counted(dense, compressed, example)
     return {"layers": layers(dense, compressed, example), "counted": rules, "latency": timed}
 
@@ -169,9 +167,7 @@ def refresh(cfg: RunConfig) -> tuple[list[Path], list[str]]:
     for record in load_all(ground.results)[0]:
         if record.baseline != ground.baseline.name or record.kind != "run":
             continue
-        here = dataclasses.replace(
-            ground, cfg=dataclasses.replace(copy.copy(cfg), seed=record.seed), budget=record.budget
-        )
+        here = dataclasses.replace(ground, cfg=dataclasses.replace(cfg, seed=record.seed), budget=record.budget)
         try:
             dense = known_dense(here)
             if dense is None or dense.sha256 != record.provenance["dense_sha256"]:
@@ -187,10 +183,10 @@ def refresh(cfg: RunConfig) -> tuple[list[Path], list[str]]:
 def measured_again(ground: Ground, record: Record, dense: Dense) -> Record:
     """The record with everything that is measured on its two nets measured now."""
     model = compressed_net(ground, record.id)
-    files = exported(ground, dense.model)[0], exported(ground, model)[0]
+    file, _ = exported(ground, model)
     return dataclasses.replace(
         record,
-        dense=measured_dense(ground, dense, files[0]),
-        compressed=measure(ground, model, files[1]),
-        **compared(ground, dense.model, model, files),
+        dense=measured_dense(ground, dense),
+        compressed=measure(ground, model, file),
+        **compared(ground, dense.model, model, file),
     )

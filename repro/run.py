@@ -42,8 +42,7 @@ def run(cfg: RunConfig) -> Record:
     ground = prepare(cfg)
     entry = registry.entries()[method_name(cfg)]
     dense = dense_net(ground)
-    dense_file, _ = exported(ground, dense.model)
-    before = measured_dense(ground, dense, dense_file)
+    before = measured_dense(ground, dense)
     options = resolved_options(ground)
     hyperparameters = plain(dataclasses.asdict(cfg.method))
     run_id = identity(
@@ -68,7 +67,7 @@ def run(cfg: RunConfig) -> Record:
         compressed=measure(ground, model, file), after_compression=after_compression(ground, task),
         details=task.details, starts_from="scratch" if task.from_scratch else "trained",
         given_weights=dense.given, validation_seen=not cfg.data.holdout, parent=cfg.start,
-        **compared(ground, dense.model, model, (dense_file, file)),
+        **compared(ground, dense.model, model, file),
         **story(task.meter, task.curve),
         provenance=provenance(ground, dense.sha256, code, kit_versions(entry.path)),
     )  # fmt: skip

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from baselines.cost import layer_macs
+from baselines.models import imagenet
 from baselines.models.lenet import lenet5, lenet_300_100
 from baselines.models.resnet_cifar import ResNetCifar
 from baselines.models.vgg import VGG, VGG16
@@ -107,18 +108,7 @@ def torchvision(name: str, classes: int = 1000, stride_first: bool = False, **op
     from torchvision import models
 
     net = getattr(models, name)(num_classes=classes, **options)
-    for block in net.modules() if stride_first else ():
-        if isinstance(block, models.resnet.Bottleneck):
-            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
-    return net
-
-
-def vgg16_gap(classes: int = 1000) -> nn.Module:
-    """VGG-16 for ImageNet without BN whose last map is averaged and read by one linear layer (ThiNet-GAP)."""
-    net = torchvision("vgg16", classes)
-    net.features, net.avgpool = net.features[:-1], nn.AdaptiveAvgPool2d(1)
-    net.classifier = nn.Linear(512, classes)
-    return net
+    return imagenet.stride_first(net) if stride_first else net
 
 
 def alexnet(classes: int = 1000, groups: int = 2) -> nn.Module:
@@ -418,7 +408,8 @@ STRUCTURES: tuple[Structure, ...] = (
               partial(pruned, "thinet", partial(torchvision, "vgg16"), "vgg16_cifar10", **ONE_SHOT),
               (THINET("131.44M", "9.58B"),), 224, of="vgg16_imagenet"),
     Structure("thinet_tiny", 1_325_368, 1_323_184, 1_004_578_816,
-              partial(pruned, "thinet", vgg16_gap, "vgg16_cifar10/tiny", **ONE_SHOT), (THINET("1.32M", "2.01B"),), 224),
+              partial(pruned, "thinet", imagenet.vgg16_gap, "vgg16_cifar10/tiny", **ONE_SHOT),
+              (THINET("1.32M", "2.01B"),), 224),
     Structure("thinet_resnet50_70", 16_945_246, 16_895_686, 2_440_026_340,
               partial(pruned, "thinet", CAFFE_50, "resnet50_imagenet/70", **ONE_SHOT),
               (THINET_50("16.94M", "4.88B"),), 224, of="thinet_resnet50_base"),

@@ -1,4 +1,4 @@
-"""What the method tests share: mutants of a method's file, and sizes counted from the definition."""
+"""What the method tests share: mutants of a method's file, sizes counted from the definition, toy tasks and nets."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,10 @@ from types import ModuleType
 
 import torch
 from torch import nn
+
+from baselines import base
+from baselines.data import DataOptions, synthetic
+from baselines.task import Task
 
 
 def mutant(module, old, new):
@@ -32,3 +36,31 @@ def size_of(net, shape):
     for hook in hooks:
         hook.remove()
     return sum(p.numel() for p in net.parameters()), total
+
+
+def toy_task(shape=(3, 16, 16), budget="zero", baseline="tiny_resnet_synthetic", noisy=2):
+    """A task on toy data; ``noisy`` images of noise where they have another shape: for nets pruned untrained."""
+    task = Task(base.load(baseline), synthetic(DataOptions(), train=64, test=4), budget=budget)
+    task.example = torch.zeros(1, *shape)
+    if shape != (3, 16, 16):
+        noise = torch.randn(noisy, *shape, generator=torch.Generator().manual_seed(3))
+        task.batches = lambda n: [(noise[:n], None)]
+    return task
+
+
+def worn(net, mean, std, gain=None, bias=None):
+    """``net`` in eval mode with BN statistics as after a training, and shifts from N(mean, std^2).
+
+    Linear weights from N(0, gain^2 / inputs) and their biases from N(*bias), where these are given.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, mean, std)
+        elif isinstance(module, nn.Linear) and gain is not None:
+            nn.init.normal_(module.weight, 0, gain * module.in_features**-0.5)
+            if bias is not None:
+                nn.init.normal_(module.bias, *bias)
+    return net.eval()

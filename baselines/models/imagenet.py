@@ -18,9 +18,13 @@ def resnet50(num_classes: int = 1000) -> nn.Module:
 
 def resnet50_caffe(num_classes: int = 1000) -> nn.Module:
     """ResNet-50 with the stride in the first 1x1, as in Caffe's model: 25,557,032 params, 3,857,973,248 MACs."""
+    return stride_first(resnet50(num_classes))
+
+
+def stride_first(net: nn.Module) -> nn.Module:
+    """``net`` with bottlenecks that stride in their first 1x1, not in their 3x3 (Caffe, MSRA)."""
     from torchvision.models.resnet import Bottleneck
 
-    net = resnet50(num_classes)
     for block in net.modules():
         if isinstance(block, Bottleneck):
             block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride

@@ -23,11 +23,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import nn
 
 from baselines.errors import UserError
 from methods.base import Method, Paper, Reported
+from methods.kit import masks
 
 if TYPE_CHECKING:
     from baselines.task import Task
@@ -100,11 +100,10 @@ class Scratch(Method):
 
 def structure(model: nn.Module) -> Callable[..., None]:
     """An ``after_step`` that keeps at zero what is zero in ``model`` now: weights; filters with their bias and BN."""
-    cells: list[tuple[nn.Parameter, torch.Tensor]] = []
+    hold_weights, cells = masks.hold(model), []
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            gone = module.weight.detach() == 0
-            pairs = [(module.weight, gone), (module.bias, gone.flatten(1).all(1))]
+            pairs = [(module.bias, (module.weight.detach() == 0).flatten(1).all(1))]
         elif isinstance(module, BatchNorm) and module.affine:
             gone = (module.weight.detach() == 0) & (module.bias.detach() == 0)
             pairs = [(module.weight, gone), (module.bias, gone)]
@@ -113,6 +112,7 @@ def structure(model: nn.Module) -> Callable[..., None]:
         cells += [(param, zeros) for param, zeros in pairs if param is not None and zeros.any()]
 
     def hold(step: int = 0) -> None:
+        hold_weights(step)
         for param, zeros in cells:
             param.data.masked_fill_(zeros, 0)
 

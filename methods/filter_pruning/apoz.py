@@ -27,7 +27,6 @@ Deviations
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -169,23 +168,17 @@ class APoZ(Method):
         self, model: nn.Module, task: Task, layers: Mapping[str, Layer], measured: list[str]
     ) -> tuple[dict[str, int], list[str]]:
         """(how many neurons each layer ends with, layers clamped to one); nothing where the paper's rule decides."""
-        ratio: float | list[float] | None = self.ratio
-        names = [name for name in measured if self.stream or not layers[name].coupled]
-        if self.macs_reduction is None and ratio is None:
+        names, ratios = [name for name in measured if self.stream or not layers[name].coupled], []
+        if self.macs_reduction is None and self.ratio is None:
             if not self.ratios:
                 return {}, []
             wanted = surgery.rates(self.ratios, layers)
             silent = [name for name, rate in wanted.items() if rate > 0 and name not in measured]
             if silent:
                 raise UserError(f"No ReLU follows {', '.join(silent)}, so it has no APoZ: give it the ratio 0.")
-            names, ratio = measured, [wanted[name] for name in measured]
-        choose = functools.partial(surgery.select, rounding=self.rounding)
-        blank = {name: torch.zeros(layers[name].width) for name in names}
-        if self.macs_reduction is not None:
-            keep, clamped = surgery.macs_budget(model, task.example, blank, self.macs_reduction, choose)
-        else:
-            keep, clamped = choose(blank, ratio)
-        return {name: int(mask.sum()) for name, mask in keep.items()}, clamped
+            names, ratios = measured, [wanted[name] for name in measured]
+        chosen, rates = {name: layers[name] for name in names}, (self.ratio, ratios, self.macs_reduction)
+        return surgery.widths(model, task.example, chosen, *rates, stream=True, rounding=self.rounding)
 
     def _towards(
         self,

@@ -28,7 +28,6 @@ Deviations
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -42,9 +41,8 @@ from methods.kit import features, surgery
 
 if TYPE_CHECKING:
     from baselines.task import Task
-    from methods.kit.surgery import Layer, Selection
+    from methods.kit.surgery import Layer
 
-DEFAULT_RATIO = 0.5
 VGG16 = (0.5,) * 10 + (0.0,) * 3
 OWN = {
     "vgg16_mnist5k": {"ratios": VGG16},
@@ -105,8 +103,9 @@ class Entropy(Method):
     def compress(self, model: nn.Module, task: Task) -> nn.Module:
         """Layer by layer: entropies of its filters in the net as it is now, the lowest go, fine-tune."""
         layers = surgery.layers(model, task.example)
-        goal, clamped = self._goal(model, task, layers)
-        left = {name: int(mask.sum()) for name, mask in goal.items()}
+        self._check()
+        rates = (self.ratio, self.ratios, self.macs_reduction)
+        left, clamped = surgery.widths(model, task.example, layers, *rates, stream=self.stream)
         task.report(clamped=clamped, kept=left)
         parts = self._parts([name for name in left if left[name] < layers[name].width], layers)
         total = self.layer_epochs * (len(parts) - 1) + self.epochs
@@ -121,20 +120,12 @@ class Entropy(Method):
             task.train(model, epochs, of=total, lr=self.lr, after_step=hold)
         return model
 
-    def _goal(self, model: nn.Module, task: Task, layers: Mapping[str, Layer]) -> Selection:
-        """How many filters each layer keeps, as masks that choose nothing yet, by whichever rates are set."""
+    def _check(self) -> None:
+        """UserError for hyper-parameters that give no histogram."""
         if self.images < 1 or self.bins < 2:
             raise UserError(
                 f"images={self.images} with bins={self.bins} gives no histogram: take an image and two bins at least."
             )
-        blank = {name: torch.zeros(layer.width) for name, layer in layers.items()}
-        choose = functools.partial(surgery.select, rounding="keep")
-        if self.macs_reduction is None and self.ratio is None and self.ratios:
-            return choose(blank, self.ratios)
-        blank = {name: zero for name, zero in blank.items() if self.stream or not layers[name].coupled}
-        if self.macs_reduction is not None:
-            return surgery.macs_budget(model, task.example, blank, self.macs_reduction, choose)
-        return choose(blank, DEFAULT_RATIO if self.ratio is None else self.ratio)
 
     def _parts(self, names: list[str], layers: Mapping[str, Layer]) -> list[list[str]]:
         """What is scored and pruned at once, in network order; layers that share their channels go with their first."""

@@ -23,7 +23,6 @@ from methods.kit.features import Site
 from methods.kit.surgery import Layer
 
 VERSION = 1
-DEFAULT_RATIO = 0.5
 FAINT = 1e-3  # outputs that batch normalisation scales by less than this share of its largest factor count as muted
 ROUNDING = 1e-12  # shares below this are no more than rounding errors of float64
 RIDGE = 1e-10  # of columns of norm 1: they count as dependent where the least pivot is smaller
@@ -40,31 +39,16 @@ def widths(
     ratios: Sequence[float],
     macs_reduction: float | None,
 ) -> tuple[dict[str, int], list[str]]:
-    """Filters to keep per layer, int(w * (1 - rate)), in network order, and the layers clamped to one filter.
-
-    The first that is set of ``macs_reduction`` (share of the MACs to save, at one ratio), ``ratio`` (one for all) and
-    ``ratios`` (one per convolution) counts; with none of them the ratio is 0.5. Convolutions that an addition couples
-    stay whole: UserError for a rate above 0 on one.
-    """
-    free = {name: torch.zeros(layer.width) for name, layer in found.items() if not layer.coupled}
-
-    def uniform(scores: Mapping[str, torch.Tensor], rate: float) -> surgery.Selection:
-        return surgery.select(scores, rate, rounding="keep")
-
-    if macs_reduction is not None:
-        keep, clamped = surgery.macs_budget(model, example, free, macs_reduction, uniform)
-    elif ratio is None and ratios:
-        rates = surgery.rates(ratios, found)
-        for name, rate in rates.items():
+    """``surgery.widths`` of the convolutions that no addition couples; UserError for a rate above 0 on one of those."""
+    if macs_reduction is None and ratio is None and ratios:
+        for name, rate in surgery.rates(ratios, found).items():
             if rate > 0 and found[name].coupled:
                 raise UserError(
                     f"The pruning ratio {rate} is for {name}, whose outputs are added to those of other layers: "
                     "reconstruction prunes inside of blocks only, so give 0 there."
                 )
-        keep, clamped = surgery.select(free, [rates[name] for name in free], rounding="keep")
-    else:
-        keep, clamped = uniform(free, DEFAULT_RATIO if ratio is None else ratio)
-    return {name: int(kept.sum()) for name, kept in keep.items()}, clamped
+    kept, clamped = surgery.widths(model, example, found, ratio, ratios, macs_reduction)
+    return {name: width for name, width in kept.items() if not found[name].coupled}, clamped
 
 
 def check_samples(images: int, locations: int) -> None:

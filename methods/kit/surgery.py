@@ -16,6 +16,7 @@ activation maps 0 to 0 (ReLU, GELU, SiLU, hard-swish, tanh; not the sigmoid).
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from baselines.models.resnet_cifar import ShortcutA
 
 VERSION = 1
 SHORTCUTS = ("downsample", "shortcut")  # names of a block's projection shortcut in torchvision and the CIFAR ResNets
+DEFAULT_RATIO = 0.5
 SLACK = 1e-9  # 10 * (1 - 0.9) is 0.99...98 in floating point, but 1 in the papers
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -273,6 +275,35 @@ def _ascending(name: str, scores: torch.Tensor) -> torch.Tensor:
     if not scores.isfinite().all():
         raise UserError(f"The scores of {name} are not finite numbers: the network or its calibration has diverged.")
     return scores.argsort(stable=True)
+
+
+def widths(
+    model: nn.Module,
+    example: torch.Tensor,
+    found: Mapping[str, Layer],
+    ratio: float | None,
+    ratios: Sequence[float],
+    macs_reduction: float | None,
+    *,
+    stream: bool = False,
+    rounding: str = "keep",
+) -> tuple[dict[str, int], list[str]]:
+    """How many filters each layer keeps, in network order, and the layers clamped to one: for scores that come later.
+
+    The first that is set of ``macs_reduction`` (share of the MACs to save, at one ratio), ``ratio`` (one for all) and
+    ``ratios`` (one for each of ``found``) counts; with none of them the ratio is 0.5. One ratio leaves coupled layers
+    out unless ``stream`` is set. ``rounding`` as in ``select``.
+    """
+    choose = functools.partial(select, rounding=rounding)
+    blank = {name: torch.zeros(layer.width) for name, layer in found.items()}
+    free = {name: zero for name, zero in blank.items() if stream or not found[name].coupled}
+    if macs_reduction is not None:
+        keep, clamped = macs_budget(model, example, free, macs_reduction, choose)
+    elif ratio is None and ratios:
+        keep, clamped = choose(blank, ratios)
+    else:
+        keep, clamped = choose(free, DEFAULT_RATIO if ratio is None else ratio)
+    return {name: int(kept.sum()) for name, kept in keep.items()}, clamped
 
 
 # -- masks and removal -----------------------------------------------------------------------------------------------

@@ -1,52 +1,28 @@
 """APoZ against counting by hand: which neurons go, round after round, and the structures that Distiller printed."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from oracle import mutant, size_of
-from torch import nn
+from oracle import mutant, size_of, toy_task, worn
 
-from baselines import base
-from baselines.data import DataOptions, synthetic
 from baselines.errors import UserError
 from baselines.models.lenet import lenet5, lenet_300_100
 from baselines.models.resnet_cifar import ResNetCifar
 from baselines.models.tiny import TinyPlain, tiny_resnet
 from baselines.models.vgg import VGG
-from baselines.task import Task
 from methods.filter_pruning import apoz
 from methods.filter_pruning.apoz import APoZ
 
+task_for = functools.partial(toy_task, baseline="tiny_plain_synthetic")
+used = functools.partial(worn, mean=-0.3, std=0.7, gain=2.0, bias=(-0.3, 0.7))  # very different shares of zeros
+
 IMAGES = 12
 PLAIN = ("features.0", "features.4", "classifier.1")  # the layers of TinyPlain that a ReLU follows
-
-
-def task_for(shape=(3, 16, 16), budget="zero"):
-    """A task on toy data; another shape than the data's for nets that are pruned untrained, on random images."""
-    task = Task(base.load("tiny_plain_synthetic"), synthetic(DataOptions(), train=64, test=4), budget=budget)
-    task.example = torch.zeros(1, *shape)
-    if shape != (3, 16, 16):
-        noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3))
-        task.batches = lambda n: [(noise[:n], None)]
-    return task
-
-
-def used(net):
-    """The net with BN statistics and biases that leave very different shares of zeros behind the ReLUs."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, -0.3, 0.7)
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0, 2 * module.in_features**-0.5)
-            nn.init.normal_(module.bias, -0.3, 0.7)
-    return net.eval()
 
 
 # -- the rule, by counting

@@ -1,35 +1,26 @@
 """Channel pruning: LASSO by its optimality conditions, the refit by numpy, the residual target written out."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import mutant, size_of
+from oracle import mutant, size_of, worn
+from oracle import toy_task as task_for
 from torch import nn
 
-from baselines import base
-from baselines.data import DataOptions, synthetic
 from baselines.errors import UserError
 from baselines.models.imagenet import vgg16
 from baselines.models.resnet_cifar import ResNetCifar
 from baselines.models.tiny import TinyPlain, tiny_resnet
-from baselines.task import Task
 from methods.filter_pruning import channel_pruning
 from methods.filter_pruning.channel_pruning import RESNET50_2X, VGG16_5X, ChannelPruning
 from methods.kit import reconstruct, surgery
 from methods.kit.reconstruct import Moments
 
-
-def task_for(shape=(3, 16, 16), budget="zero"):
-    """A task on toy data; two images of noise where they have another shape."""
-    task = Task(base.load("tiny_resnet_synthetic"), synthetic(DataOptions(), train=64, test=4), budget=budget)
-    task.example = torch.zeros(1, *shape)
-    if shape != (3, 16, 16):
-        noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3))
-        task.batches = lambda n: [(noise[:n], None)]
-    return task
+used = functools.partial(worn, mean=0, std=0.5)
 
 
 # -- LASSO
@@ -211,17 +202,6 @@ def narrow():
     net[1].weight.data /= sizes
     net[1].bias.data /= sizes
     return net
-
-
-def used(net):
-    """The net with BN statistics and scales away from the identity."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.5)
-    return net.eval()
 
 
 def normed(x, bn):

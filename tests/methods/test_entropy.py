@@ -1,49 +1,27 @@
 """Entropy pruning against numpy's histograms, layer by layer on masks, and the size of the paper's VGG-16."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from oracle import mutant, size_of
+from oracle import mutant, size_of, toy_task, worn
 from torch import nn
 
-from baselines import base
-from baselines.data import DataOptions, synthetic
 from baselines.errors import UserError
 from baselines.models.resnet_cifar import ResNetCifar
 from baselines.models.tiny import TinyPlain, tiny_resnet
 from baselines.models.vgg import VGG
-from baselines.task import Task
 from methods.filter_pruning import entropy
 from methods.filter_pruning.entropy import VGG16, Entropy
 
+task_for = functools.partial(toy_task, noisy=3)
+used = functools.partial(worn, mean=-0.6, std=0.8, gain=1.0)  # maps from almost empty to almost full
+
 IMAGES, BINS = 40, 9
-
-
-def task_for(shape=(3, 16, 16), budget="zero"):
-    """A task on toy data; another shape than the data's for nets that are pruned untrained, on random images."""
-    task = Task(base.load("tiny_resnet_synthetic"), synthetic(DataOptions(), train=64, test=4), budget=budget)
-    task.example = torch.zeros(1, *shape)
-    if shape != (3, 16, 16):
-        noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(3))
-        task.batches = lambda n: [(noise[:n], None)]
-    return task
-
-
-def used(net):
-    """The net with BN statistics and shifts that leave maps from almost empty to almost full."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, -0.6, 0.8)
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0, module.in_features**-0.5)
-    return net.eval()
 
 
 # -- the entropy of a column

@@ -1,6 +1,7 @@
 """HRank: ranks against numpy map by map, its choice by a written-out forward pass, its published structures."""
 
 import copy
+import functools
 import itertools
 
 import numpy as np
@@ -8,44 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from oracle import mutant, size_of
+from oracle import mutant, size_of, worn
+from oracle import toy_task as task_for
 from torch import nn
 
-from baselines import base
-from baselines.data import DataOptions, synthetic
 from baselines.errors import UserError
 from baselines.models.resnet_cifar import ResNetCifar
 from baselines.models.tiny import TinyPlain, tiny_resnet
 from baselines.models.vgg import VGG
-from baselines.task import Task
 from methods.filter_pruning import hrank
 from methods.filter_pruning.hrank import RESNET50, RESNET56, VGG16, HRank
 from methods.kit import features
 
+used = functools.partial(worn, mean=-0.6, std=0.6, gain=1.0)  # maps of many different ranks
+
 IMAGES = 12
-
-
-def task_for(shape=(3, 16, 16), budget="zero"):
-    """A task on toy data; another shape than the data's for nets that are pruned untrained, on random images."""
-    task = Task(base.load("tiny_resnet_synthetic"), synthetic(DataOptions(), train=64, test=4), budget=budget)
-    task.example = torch.zeros(1, *shape)
-    if shape != (3, 16, 16):
-        noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3))
-        task.batches = lambda n: [(noise[:n], None)]
-    return task
-
-
-def used(net):
-    """The net with BN statistics and shifts that leave feature maps of many different ranks."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, -0.6, 0.6)
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0, module.in_features**-0.5)
-    return net.eval()
 
 
 # -- ranks

@@ -10,31 +10,19 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from oracle import mutant, size_of
+from oracle import mutant, size_of, worn
+from oracle import toy_task as task_for
 from torch import nn
 
-from baselines import base
-from baselines.data import DataOptions, synthetic
 from baselines.errors import UserError
 from baselines.models.imagenet import resnet50_caffe, vgg16, vgg16_gap
 from baselines.models.resnet_cifar import ResNetCifar
 from baselines.models.tiny import TinyPlain, tiny_resnet
 from baselines.models.vgg import VGG
-from baselines.task import Task
 from methods.filter_pruning import thinet
 from methods.filter_pruning.thinet import VGG16_CONV, VGG16_TINY, ThiNet, resnet50_rates
 
 IMAGENET = (3, 224, 224)
-
-
-def task_for(shape=(3, 16, 16), budget="zero"):
-    """A task on toy data; two images of noise where they have another shape."""
-    task = Task(base.load("tiny_resnet_synthetic"), synthetic(DataOptions(), train=64, test=4), budget=budget)
-    task.example = torch.zeros(1, *shape)
-    if shape != (3, 16, 16):
-        noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3))
-        task.batches = lambda n: [(noise[:n], None)]
-    return task
 
 
 # -- the greedy search
@@ -196,15 +184,10 @@ def test_the_written_out_steps_catch_a_changed_line(old, new):
 
 def used(net):
     """The net with BN statistics away from the identity, and every second filter inside of its blocks dead."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.5)
+    worn(net, mean=0, std=0.5)
     for block in (net.layer1[0], net.layer2[0], net.layer3[0]):
         block.bn1.weight.data[::2] = block.bn1.bias.data[::2] = 0
-    return net.eval()
+    return net
 
 
 @pytest.mark.parametrize("layerwise", [True, False])

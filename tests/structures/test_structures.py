@@ -9,6 +9,7 @@ import torch
 from oracle import mutant, size_of
 from torch import nn
 
+from baselines.models import imagenet
 from baselines.models.lenet import lenet5
 from baselines.models.resnet_cifar import ResNetCifar
 from methods.filter_pruning import l1_filter
@@ -186,7 +187,7 @@ def test_one_off_differs(change):
 
 
 def caffe(module):
-    return module.torchvision("resnet50", stride_first=True)
+    return module.stride_first(torchvision("resnet50"))
 
 
 def unbiased(module):
@@ -204,19 +205,19 @@ def l1_on_resnet18(module):
 
 
 @pytest.mark.parametrize(
-    ("build", "name", "old", "new"),
+    ("build", "name", "home", "old", "new"),
     [
-        (caffe, "resnet50 of Caffe", "block.conv2.stride, block.conv1.stride", "1, block.conv2.stride"),
-        (unbiased, "vgg without bias", "and not bias", "and bias"),
-        (l1_on_resnet20, "l1 on resnet20", "numbered[number - 1]", "numbered[number]"),
-        (l1_on_resnet20, "l1 on resnet20", r"layer(\d+)\.\d+\.conv1", r"layer(\d+)\.\d+\.conv2"),
-        (l1_on_resnet18, "l1 on resnet18", 'if not set(name.split(".")) & set(surgery.SHORTCUTS)', ""),
+        (caffe, "resnet50 of Caffe", imagenet, "block.conv2.stride, block.conv1.stride", "1, block.conv2.stride"),
+        (unbiased, "vgg without bias", structures, "and not bias", "and bias"),
+        (l1_on_resnet20, "l1 on resnet20", structures, "numbered[number - 1]", "numbered[number]"),
+        (l1_on_resnet20, "l1 on resnet20", structures, r"layer(\d+)\.\d+\.conv1", r"layer(\d+)\.\d+\.conv2"),
+        (l1_on_resnet18, "l1 on resnet18", structures, 'if not set(name.split(".")) & set(surgery.SHORTCUTS)', ""),
     ],
 )
-def test_a_variant_catches_a_changed_line(build, name, old, new):
+def test_a_variant_catches_a_changed_line(build, name, home, old, new):
     _, side, (params, _, macs) = VARIANTS[name]
-    assert size_of(build(structures), (3, side, side)) == (params, macs)
-    assert size_of(build(mutant(structures, old, new)), (3, side, side)) != (params, macs)
+    assert size_of(build(home), (3, side, side)) == (params, macs)
+    assert size_of(build(mutant(home, old, new)), (3, side, side)) != (params, macs)
 
 
 def test_hranks_resnet50_physically_from_its_widths():
