@@ -156,16 +156,16 @@ def compressed_net(ground: Ground, run_id: str) -> nn.Module:
 
 
 def refresh(cfg: RunConfig) -> tuple[list[Path], list[str]]:
-    """Measure again the runs of ``cfg.baseline`` whose two nets are in the cache (or the dense one is given).
+    """Measure again the records of ``cfg.baseline`` whose nets are in the cache (or the dense one is given).
 
-    The paths of the records written, and a sentence for each run that had to be left as it was.
+    The paths of the records written, and a sentence for each one that had to be left as it was.
     """
     from repro.ground import known_dense, prepare
 
     ground = prepare(cfg)
     paths, left = [], []
     for record in load_all(ground.results)[0]:
-        if record.baseline != ground.baseline.name or record.kind != "run":
+        if record.baseline != ground.baseline.name:
             continue
         here = dataclasses.replace(ground, cfg=dataclasses.replace(cfg, seed=record.seed), budget=record.budget)
         try:
@@ -181,12 +181,16 @@ def refresh(cfg: RunConfig) -> tuple[list[Path], list[str]]:
 
 
 def measured_again(ground: Ground, record: Record, dense: Dense) -> Record:
-    """The record with everything that is measured on its two nets measured now."""
+    """The record with everything that is measured on its nets (a dense training has only one) measured now."""
+    before = measured_dense(ground, dense)
+    if record.kind == "train":
+        rows = layers(dense.model, dense.model, images(ground))
+        return dataclasses.replace(record, dense=before, compressed=before, layers=rows)
     model = compressed_net(ground, record.id)
     file, _ = exported(ground, model)
     return dataclasses.replace(
         record,
-        dense=measured_dense(ground, dense),
+        dense=before,
         compressed=measure(ground, model, file),
         **compared(ground, dense.model, model, file),
     )

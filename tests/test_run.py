@@ -145,6 +145,15 @@ def test_measure_fills_in_what_an_older_version_did_not_measure(tmp_path):
         assert replace(again[made.seed], latency=None) == made
 
 
+def test_measure_fills_in_the_record_of_a_dense_training(tmp_path):
+    made = train_dense(config(tmp_path))
+    bare = replace(made.dense, bit_ops=None, onnx_bytes=None)
+    replace(made, dense=bare, compressed=bare, layers=[]).save(tmp_path / "results")
+    paths, left = measure.refresh(config(tmp_path))
+    assert len(paths) == 1 and not left
+    assert record.load(paths[0]) == made and made.dense.onnx_bytes and made.layers
+
+
 def test_measure_leaves_a_record_alone_whose_nets_are_gone(tmp_path):
     made = run(config(tmp_path))
     path = tmp_path / "results" / "records" / made.place()
