@@ -141,7 +141,7 @@ def _overrides(words: Sequence[str]) -> list[str]:
 
 
 def _run(words: list[str]) -> int:
-    return compose(words, run_one)
+    return compose(words, run_one, OF_MEASURE)
 
 
 def run_one(cfg: RunConfig) -> None:
@@ -154,7 +154,7 @@ def run_one(cfg: RunConfig) -> None:
 
 
 def _train(words: list[str]) -> int:
-    return compose(words, train_one, WITHOUT_METHOD)
+    return compose(words, train_one, (*WITHOUT_METHOD, *OF_MEASURE))
 
 
 def train_one(cfg: RunConfig) -> None:
@@ -279,7 +279,7 @@ def _run_help(words: list[str]) -> str:
     from repro import show
 
     chosen = [word.removeprefix("method=") for word in words if word.startswith("method=")]
-    text = f"Options:\n{show.options()}\n  {'method.FIELD=':22} a hyper-parameter of the method\n"
+    text = f"Options:\n{show.options(OF_MEASURE)}\n  {'method.FIELD=':22} a hyper-parameter of the method\n"
     text += "\nFlags:\n  -m                     run all combinations of KEY=a,b,c\n"
     text += "  --cfg job              show the configuration, run nothing\n\n"
     names = chosen[0].split(",") if chosen else []
@@ -289,9 +289,16 @@ def _run_help(words: list[str]) -> str:
 def _train_help(words: list[str]) -> str:
     from repro import show
 
+    return f"Options:\n{show.options((*WITHOUT_METHOD, *OF_MEASURE))}"
+
+
+def _measure_help(words: list[str]) -> str:
+    from repro import show
+
     return f"Options:\n{show.options(WITHOUT_METHOD)}"
 
 
+OF_MEASURE = ("only",)  # options that no other command has
 WITHOUT_METHOD = ("method", "recipe", "start")
 VERBS: dict[str, Verb] = {
     "run": Verb("compress a net, measure it, record it", "python -m repro run method=hrank", _run, _run_help),
@@ -302,7 +309,7 @@ VERBS: dict[str, Verb] = {
     "list": Verb("show methods, recipes and baselines", "python -m repro list [--json]", _list),
     "check": Verb("check a method against the contract", "python -m repro check method=hrank", _check),
     "measure": Verb(
-        "measure cached nets again", "python -m repro measure baseline=vgg16_mnist5k", _measure, _train_help
+        "measure cached nets again", "python -m repro measure baseline=vgg16_mnist5k", _measure, _measure_help
     ),
     "structures": Verb(
         "build published networks again and compare their sizes", "python -m repro structures [--json]", _structures

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NAME = "repro"
 DEFAULTS = {"method": "dense", "baseline": "vgg16_mnist5k"}
 NO_RECIPE = "none"
-ALLOWED = {"device.precision": ("auto", "fp32", "bf16")}
+ALLOWED = {"device.precision": ("auto", "fp32", "bf16"), "only": ("latency",)}
 HELP = {
     "method": "what compresses (`python -m repro list` shows all)",
     "baseline": "what is compressed: net, data and training",
@@ -38,6 +38,7 @@ HELP = {
     "cache": "folder of dense and compressed nets (else $REPRO_CACHE, else ~/.cache/repro-compression)",
     "latency": "seconds for each of four latency measurements (0: none; else 2, at budget smoke none)",
     "verbose": "print what every layer costs, before and after",
+    "only": "latency: measure nothing else again",
     "baseline.weights": "file of dense weights to use instead of training",
     "baseline.teacher": "another teacher than the dense net",
     "data.root": "folder of the data sets (else $REPRO_DATA, else a folder in the cache)",
@@ -93,6 +94,7 @@ class RunConfig:
     cache: str | None = None
     latency: float | None = None
     verbose: bool = False
+    only: str | None = None
 
 
 def options() -> dict[str, Any]:

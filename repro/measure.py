@@ -59,19 +59,27 @@ def measured_dense(ground: Ground, dense: Dense) -> Measurement:
 
 
 def compared(ground: Ground, dense: nn.Module, compressed: nn.Module, onnx: bytes | None) -> dict[str, Any]:
-    """What a record holds of both nets together: ``layers``, ``counted``, ``latency``; ``onnx``: the compressed net.
+    """What a record holds of both nets together: ``layers``, ``counted``, ``latency``; ``onnx``: the compressed net."""
+    example = images(ground)
+    return {
+        "layers": layers(dense, compressed, example),
+        "counted": counted(dense, compressed, example),
+        "latency": timed(ground, dense, compressed, onnx),
+    }
 
-    Latency is measured for ``latency`` seconds a cell; None: not at budget smoke, else for ``latency.SECONDS``.
+
+def timed(ground: Ground, dense: nn.Module, compressed: nn.Module, onnx: bytes | None) -> dict[str, Any] | None:
+    """A record's ``latency``, measured for ``latency`` seconds a cell; None where one of the nets has no ONNX file.
+
+    ``latency=`` not given: for ``latency.SECONDS``, at budget smoke not at all.
     """
-    example, seconds = images(ground), ground.cfg.latency
+    seconds = ground.cfg.latency
     if seconds is None:
         seconds = 0.0 if ground.budget == "smoke" else latency.SECONDS
-    timed = None
     old = exported(ground, dense)[0] if seconds and onnx is not None else None
-    if old is not None:
-        timed = latency.compare(dense, compressed, example, files=(old, onnx), seconds=seconds)
-    rules = counted(dense, compressed, example)
-    return {"layers": layers(dense, compressed, example), "counted": rules, "latency": timed}
+    if old is None:
+        return None
+    return latency.compare(dense, compressed, images(ground), files=(old, onnx), seconds=seconds)
 
 
 def images(ground: Ground) -> torch.Tensor:
@@ -181,16 +189,23 @@ def refresh(cfg: RunConfig) -> tuple[list[Path], list[str]]:
 
 
 def measured_again(ground: Ground, record: Record, dense: Dense) -> Record:
-    """The record with everything that is measured on its nets (a dense training has only one) measured now."""
-    before = measured_dense(ground, dense)
+    """The record with everything that is measured on its nets (a dense training has only one) measured now.
+
+    With ``only=latency`` just that. UserError where a net is not in the cache.
+    """
     if record.kind == "train":
+        if ground.cfg.only:
+            return record
+        before = measured_dense(ground, dense)
         rows = layers(dense.model, dense.model, images(ground))
         return dataclasses.replace(record, dense=before, compressed=before, layers=rows)
     model = compressed_net(ground, record.id)
     file, _ = exported(ground, model)
+    if ground.cfg.only:
+        return dataclasses.replace(record, latency=timed(ground, dense.model, model, file))
     return dataclasses.replace(
         record,
-        dense=before,
+        dense=measured_dense(ground, dense),
         compressed=measure(ground, model, file),
         **compared(ground, dense.model, model, file),
     )

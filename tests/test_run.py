@@ -145,6 +145,15 @@ def test_measure_fills_in_what_an_older_version_did_not_measure(tmp_path):
         assert replace(again[made.seed], latency=None) == made
 
 
+def test_latency_alone_can_be_measured_again(tmp_path, monkeypatch):
+    made = run(config(tmp_path))
+    assert made.latency is None
+    monkeypatch.setattr(measure, "accuracy", lambda *_: pytest.fail("the test set was gone through again"))
+    ((path,), left) = measure.refresh(config(tmp_path, latency=0.01, only="latency"))
+    again = record.load(path)
+    assert again.latency["cells"] and replace(again, latency=None) == made and not left
+
+
 def test_measure_fills_in_the_record_of_a_dense_training(tmp_path):
     made = train_dense(config(tmp_path))
     bare = replace(made.dense, bit_ops=None, onnx_bytes=None)
