@@ -29,7 +29,8 @@ Deviations
 - A layer whose masks are all zero keeps one filter, at mask 1; the authors' keeps one at 0, and the net is constant.
 - lambda on CIFAR is the number in a row's name (in the authors' run.sh, VGG-16 has 0.001), mu is that of run.sh. For
   ImageNet only lambda is known; mu, epochs and learning rates there are those of ResNet-56.
-- The starts of the masks for ``macs_reduction`` were settled on MNIST with test accuracy in sight, not by validation.
+- Of the starts of the masks for ``macs_reduction``, VGG-16's on MNIST at 50 % was chosen by validation on held-out
+  images (two nets: 98.6 to 98.8 % for means of 0.6, 0.8 and 1.0, 99.2 % for 1.2); the others are guesses beside it.
 - ``macs_reduction``, masks that start around another mean than 0, the recipes with both (ten times the masks' learning
   rate, a tenth of lambda, a higher rate of fine-tuning) and those for other data sets are not in the paper.
 """
@@ -112,7 +113,7 @@ class GAL(Method):
     )  # fmt: skip
     recipes: ClassVar[dict[str, dict]] = {
         "vgg16_mnist5k": {"sparse": 0.05, **VGG},
-        **points("vgg16_mnist5k", 1.5, 1.0, 0.5),
+        **points("vgg16_mnist5k", 1.5, 1.2, 0.5),
         "vgg16_cifar10": {"sparse": 0.05, **VGG},
         "vgg16_cifar10/GAL-0.05-label-free": {"sparse": 0.05, **VGG, **LABEL_FREE},
         "vgg16_cifar10/GAL-0.1": {"sparse": 0.1, **VGG},
