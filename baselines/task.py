@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import math
 import os
 import random
 import time
@@ -253,6 +254,13 @@ class Task:
         per_epoch = per_epoch or max(1, len(self.train_set) // self._baseline.finetune.batch_size)
         first, last = (self._steps(share, of, per_epoch) for share in (self._asked, self._asked + epochs))
         return max(1, last - first) if epochs and self.budget != "zero" else last - first
+
+    def rounds(self, n: int) -> int:
+        """How many of a search's ``n`` rounds (episodes, generations) the budget grants: at ``paper`` all of them.
+
+        At ``short`` a tenth, rounded up, but at least 1; at ``smoke`` at most 3; at ``zero`` at most 1.
+        """
+        return {"paper": n, "short": max(1, math.ceil(n / 10)), "smoke": min(n, 3), "zero": min(n, 1)}[self.budget]
 
     def train_dense(self, model: nn.Module, recipe: Recipe) -> nn.Module:
         """Train the baseline's own net from scratch by ``recipe``."""

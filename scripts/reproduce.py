@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,8 @@ class Cell:
     """One line of a table: a method on a baseline at a budget, run once for every seed.
 
     ``recipe``: "" the baseline's own, "none" the method's defaults, else the variant's name. ``settings`` are
-    hyper-parameters on top. ``given``: the dense net comes from a file of --weights-dir.
+    hyper-parameters on top. ``given``: the dense net comes from a file of --weights-dir. ``parent``: each run starts
+    from that cell's run with the same seed, which has to be there before it.
     """
 
     method: str
@@ -52,8 +53,9 @@ class Cell:
     budget: str
     seeds: tuple[int, ...] = (0,)
     recipe: str = OWN_RECIPE
-    settings: dict[str, float | bool] = field(default_factory=dict)
+    settings: dict[str, float | bool | str] = field(default_factory=dict)
     given: bool = False
+    parent: Cell | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,13 @@ class Job:
         cell = self.cell
         recipe = "" if cell.recipe in (OWN_RECIPE, NO_RECIPE) else f" [{cell.recipe}]"
         settings = "".join(f" {key}={value}" for key, value in cell.settings.items())
-        return f"{cell.method}{recipe}{settings} {cell.baseline} {cell.budget} seed {self.seed}"
+        start = f" after ({self.parent})" if self.parent else ""
+        return f"{cell.method}{recipe}{settings} {cell.baseline} {cell.budget} seed {self.seed}{start}"
+
+    @property
+    def parent(self) -> Job | None:
+        """The run that this one starts from."""
+        return Job(self.cell.parent, self.seed) if self.cell.parent else None
 
 
 def board(baseline: str, budget: str, rows: str, seeds: tuple[int, ...] = (0, 1, 2), given: bool = False) -> list[Cell]:
@@ -105,8 +113,21 @@ def half(baseline: str, seeds: tuple[int, ...], given: bool = False) -> list[Cel
     return cells
 
 
+def widths_of(cells: Iterable[Cell]) -> list[Cell]:
+    """The control of structured methods at sizes of their own: by lot, as many filters as each left in every layer."""
+    settings = {"scope": "parent", "epochs": 30, "lr": 0.01}
+    return [replace(c, method="random_filter", recipe=NO_RECIPE, settings=settings, parent=c) for c in cells]
+
+
 STRUCTURED = "thinet channel_pruning network_slimming apoz entropy ssl gal"
 SPARSE = "han_pruning magnitude/2x magnitude/4x magnitude/8x magnitude/16x magnitude/32x"
+SEARCH = "amc amc/fine_grained abcpruner abcpruner/macs50 combination_pruning"
+DEEP = "deep_compression deep_compression/PQ deep_compression/P"
+BITS = f"{DEEP} twn twn/layer twn/exact binaryconnect bnn xnor_net xnor_net/bwn"
+LENET = f"dense han_pruning magnitude/han {DEEP}"
+CONVNET = "dense twn binaryconnect bnn xnor_net xnor_net/bwn"
+FC = "dense combination_pruning combination_pruning/ddpg combination_pruning/three_sigma"
+FIG5 = "dense combination_pruning l1_filter/weight_sum apoz/survey"
 MNIST = "dense hrank l1_filter random_filter/hrank random_filter/l1_A kd hrank/oneshot"
 RESNET56 = "dense hrank/oneshot l1_filter random_filter/hrank random_filter/l1_B"
 VGG16 = "dense hrank/oneshot l1_filter random_filter/hrank random_filter/l1_A"
@@ -121,7 +142,18 @@ def matrix() -> list[Cell]:
         *board("resnet56_cifar10", "short", f"{RESNET56} hrank", (0, 1), given=True),
         *board("vgg16_mnist5k", "short", f"{STRUCTURED} {SPARSE}"),
         *half("vgg16_mnist5k", (0, 1, 2)),
+        *widths_of(board("vgg16_mnist5k", "short", "thinet channel_pruning network_slimming entropy gal apoz")),
+        Cell("gal", "vgg16_mnist5k", "short", (0, 1, 2), settings={"finetune_lr": 0.01}),
+        Cell("apoz", "vgg16_mnist5k", "short", (0, 1, 2), "macs50", {"lr": 0.01}),
         *half("resnet56_cifar10", (0, 1), given=True),
+        *board("vgg16_mnist5k", "short", f"{SEARCH} {BITS}"),
+        *board("vgg16fc_mnist5k", "short", FC),
+        *board("resnet56_cifar100", "short", FIG5, (0,)),
+        Cell("magnitude", "resnet56_cifar100", "short", (0,), NO_RECIPE, {"sparsity": 0.8}),
+        *board("resnet56_cifar10", "short", "amc deep_compression twn xnor_net bnn", (0, 1), given=True),
+        *board("lenet300_mnist5k", "short", LENET),
+        *board("lenet5_mnist5k", "short", f"{LENET} twn"),
+        *board("bnn_convnet_mnist5k", "short", CONVNET),
         *board("vgg16_cifar10", "short", f"{VGG16} hrank", (0, 1), given=True),
         *board("resnet56_cifar100", "paper", f"{RESNET56} kd l1_filter/weight_sum hrank"),
         *board("vgg16_cifar10", "paper", f"{VGG16} hrank/HRank-1 hrank/HRank-3 kd hrank"),
@@ -189,13 +221,13 @@ def shipped(cell: Cell) -> bool:
     return (CHECKPOINTS / f"{cell.baseline}_{'short' if cell.budget == 'zero' else cell.budget}.safetensors").is_file()
 
 
-def is_of(record: Record, job: Job) -> bool:
-    """Whether ``record`` is a plain run of ``job``: no parent, no other teacher, no images held out."""
+def is_of(record: Record, job: Job, parent: str | None) -> bool:
+    """Whether ``record`` is a plain run of ``job`` from the record ``parent``: no other teacher, no images held out."""
     cell = job.cell
     return (
         (record.kind, record.method, record.baseline) == ("run", cell.method, cell.baseline)
         and (record.budget, record.seed, record.given_weights) == (cell.budget, job.seed, cell.given or shipped(cell))
-        and record.parent is None
+        and record.parent == parent
         and not record.options.get("holdout")
         and "teacher_sha256" not in record.options
         and record.hyperparameters == hyperparameters(cell)
@@ -205,7 +237,10 @@ def is_of(record: Record, job: Job) -> bool:
 def find(job: Job, results: Path) -> Record | None:
     """The newest record of ``job`` under ``results``."""
     folder = results / "records" / job.cell.baseline / job.cell.budget / job.cell.method
-    found = [r for r in read(folder) if is_of(r, job)]
+    parent = find(job.parent, results) if job.parent else None
+    if job.parent and parent is None:
+        return None
+    found = [r for r in read(folder) if is_of(r, job, parent and parent.id)]
     return max(found, key=lambda r: str(r.provenance.get("created", "")), default=None)
 
 
@@ -253,6 +288,8 @@ def command(job: Job, results: Path, weights: Path | None, extra: Iterable[str] 
     words += [f"method.{key}={value}" for key, value in cell.settings.items()]
     if cell.given:
         words.append(f"baseline.weights={quoted(weights_of(cell, weights))}")
+    if job.parent and (parent := find(job.parent, results)):
+        words.append(f"start={parent.id}")
     return [sys.executable, "-m", "repro", "run", *words, f"results.dir={quoted(results)}", *extra]
 
 
@@ -322,7 +359,7 @@ class Plan:
 def work(todo: Iterable[Job], plan: Plan) -> dict[str, int]:
     """Run the jobs that have no fresh record, one line each; how many were done, fresh, failed, waiting."""
     start, walls = plan.clock(), {}
-    count = dict.fromkeys(("done", "fresh", "failed", "no weights", "no time"), 0)
+    count = dict.fromkeys(("done", "fresh", "failed", "no weights", "no parent", "no time"), 0)
     for job in todo:
         left = None if plan.minutes is None else plan.minutes * 60 - (plan.clock() - start)
         result, said = attempt(job, plan, left, walls)
@@ -342,6 +379,8 @@ def attempt(job: Job, plan: Plan, left: float | None, walls: dict[tuple[str, str
             return "fresh", ""
         if job.cell.given and weights_of(job.cell, plan.weights) is None:
             return "no weights", f"needs {WEIGHTS[job.cell.baseline]} in the folder of --weights-dir"
+        if job.parent and find(job.parent, plan.results) is None:
+            return "no parent", f"needs the run of {job.parent} first"
         seconds = estimate(job, plan.results, walls, plan.default)
         if left is not None and seconds > left:
             return "no time", f"needs about {seconds / 60:.1f} min, {max(left, 0) / 60:.1f} left"

@@ -53,6 +53,19 @@ def test_the_budget_decides_the_steps(budget, calls, steps):
     assert t.meter.images == 32 * sum(steps) and t.meter.train_calls == sum(s > 0 for s in steps)
 
 
+@pytest.mark.parametrize(
+    "budget, granted",
+    [
+        ("paper", [400, 11, 2, 0]),
+        ("short", [40, 2, 1, 1]),
+        ("smoke", [3, 3, 2, 0]),
+        ("zero", [1, 1, 1, 0]),
+    ],
+)
+def test_the_budget_decides_the_rounds_of_a_search(budget, granted):
+    assert [task(budget=budget).rounds(n) for n in (400, 11, 2, 0)] == granted
+
+
 def test_more_epochs_than_declared_are_refused():
     t, model = task(), net()
     t.train(model, 1, of=2)

@@ -419,12 +419,12 @@ def macs_budget(
     if not 0 <= reduction < 1:
         raise UserError(f"The MACs reduction {reduction} lies outside [0, 1): give the share to remove, such as 0.5.")
     found = layers(model, example, linear=True)
-    macs = _module_macs(model, example)
+    macs = module_macs(model, example)
     whole = sum(macs.values())
     goal = whole * (1 - reduction) * (1 + SLACK)
 
     def left(ratio: float) -> float:
-        return _macs_left(model, macs, choose(scores, ratio)[0], found)
+        return macs_left(model, macs, choose(scores, ratio)[0], found)
 
     low, high = 0.0, 1 - 1e-6
     if left(high) > goal:
@@ -440,14 +440,14 @@ def macs_budget(
     return choose(scores, high)
 
 
-def _module_macs(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
+def module_macs(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
     """MACs of every convolution and linear layer."""
     modules = dict(model.named_modules())
     macs = layer_macs(model, example)
     return {name: count for name, count in macs.items() if isinstance(modules[name], nn.Conv2d | nn.Linear)}
 
 
-def _macs_left(
+def macs_left(
     model: nn.Module, macs: Mapping[str, int], keep: Mapping[str, torch.Tensor], found: Mapping[str, Layer]
 ) -> float:
     """MACs of ``model`` once ``keep`` is applied by ``remove``: they are proportional to outputs times inputs."""

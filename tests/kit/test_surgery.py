@@ -467,9 +467,9 @@ def test_budget_counts_what_removal_leaves():
         make, side = {**NETS, **MORE}[name]
         net, x = build(make), torch.zeros(1, 3, side, side)
         keep, _ = surgery.select(random_scores(net, x), 0.4)
-        counts = surgery._module_macs(net, x)
+        counts = surgery.module_macs(net, x)
         assert sum(counts.values()) == size_of(net, x.shape[1:])[1]
-        expected = surgery._macs_left(net, counts, keep, surgery.layers(net, x))
+        expected = surgery.macs_left(net, counts, keep, surgery.layers(net, x))
         assert size_of(surgery.remove(net, x, keep), x.shape[1:])[1] == pytest.approx(expected, rel=1e-9)
 
 

@@ -1,0 +1,27 @@
+"""VGG-small on CIFAR-10: the net of the LQ-Nets, DSQ and AdderNet tables."""
+
+from functools import partial
+
+from baselines.base import Baseline, Recipe
+from baselines.data import cifar
+from baselines.models.convnets import vgg_small
+
+BASELINE = Baseline(
+    name="vggsmall_cifar10",
+    net=vgg_small,
+    student=partial(vgg_small, width=0.5),
+    data=partial(cifar, "cifar10", 10),
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    crop=4,
+    flip=True,
+    train={
+        "paper": Recipe(epochs=160, lr=0.1, nesterov=False, schedule="step"),
+        "short": Recipe(epochs=30, lr=0.1, warmup=0.05),
+    },
+    finetune=Recipe(epochs=2, lr=0.01),
+    stages=("features.6", "features.13", "features.20"),
+    siblings={"half": partial(vgg_small, width=0.5)},
+    published={"top1": 93.80},
+    source="AdderNet (CVPR 2020), its table of CIFAR results",
+)

@@ -1,0 +1,1 @@
+"""Binarization: weights or activations of two values."""

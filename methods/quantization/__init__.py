@@ -1,0 +1,1 @@
+"""Quantization: few values for each weight or activation."""

@@ -1,0 +1,1 @@
+"""Search: how much of each layer is to go."""
