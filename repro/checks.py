@@ -333,7 +333,8 @@ def check_smaller(entry: Entry, baseline: str) -> None:
     """Less than the dense net on some axis that the counter knows, or in the bits of its file."""
     nets, example = (ground(baseline)[2], first(entry, baseline).net), images(baseline)[:1]
     old, new = (
-        {**dataclasses.asdict(cost(copy.deepcopy(net), example)), "bits": sum(codec.pack(net).bits.values())} for net in nets
+        {**dataclasses.asdict(cost(copy.deepcopy(net), example)), "bits": sum(codec.pack(net).bits.values())}
+        for net in nets
     )
     expect(
         any(new[axis] < old[axis] for axis in old),

@@ -90,7 +90,7 @@ class FakeRunner:
         if ratio in self.fails:
             return 1
         if ratio not in self.silent:
-            record(ratio, int(given["seed"])).save(self.results)
+            record(ratio, int(given["seed"]), parent=given.get("start")).save(self.results)
         return 0
 
 
@@ -303,6 +303,20 @@ def test_a_run_from_given_weights_waits_for_them(tmp_path, monkeypatch, capsys):
     (tmp_path / "tiny.safetensors").write_bytes(b"")
     words = reproduce.command(job, tmp_path / "results", tmp_path)
     assert f"baseline.weights='{tmp_path}/tiny.safetensors'" in words
+
+
+def test_a_run_starts_from_its_parents_run_with_its_seed_and_waits_for_it(tmp_path, capsys):
+    results, parent = tmp_path / "results", cell(0.5, seeds=(0, 1))
+    child = cell(0.25, seeds=(0, 1), parent=parent)
+    runner = FakeRunner(results, fails=(0.5,))
+    assert loop(results, reproduce.jobs([parent, child]), runner)["no parent"] == 2
+    assert "needs the run of l1_filter ratio=0.5 tiny_plain_synthetic smoke seed 1 first" in capsys.readouterr().out
+    assert loop(results, reproduce.jobs([parent, child]), FakeRunner(results))["done"] == 4
+    for seed in (0, 1):
+        before, after = (reproduce.find(Job(c, seed), results) for c in (parent, child))
+        assert (before.seed, after.seed, before.parent, after.parent) == (seed, seed, None, before.id)
+    assert reproduce.find(Job(cell(0.25), 0), results) is None, "a run without a parent is another one"
+    assert reproduce.state(Job(child, 0), results) == "fresh"
 
 
 def test_the_command_names_recipe_settings_and_results():
