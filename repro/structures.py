@@ -422,7 +422,8 @@ STRUCTURES: tuple[Structure, ...] = (
               note="cp_vgg16_5x saves 4.52x of the MACs of the convolutions, though its name says 5x."),
     Structure("mobilenet_v2", 3_504_872, 3_469_760, 300_774_272, partial(torchvision, "mobilenet_v2"), (), 224),
     # Waiting for the method of their paper
-    Structure("amc_mobilenet_50flops", 2_408_232, 2_391_680, 293_870_000, "mobilenet_v1", (Printed("AMC", "", "285M"),), 224),
+    Structure("amc_mobilenet_50flops", 2_408_232, 2_391_680, 293_870_000, "mobilenet_v1",
+              (Printed("AMC", "", "285M"),), 224),
     Structure("bnn_vgg_cifar10", 14_029_706, 14_022_016, 616_966_144, convnets.bnn_convnet,
               note="bnn_vgg_cifar10 has 14,008,320 binary weights: all but the first and the last layer's."),
     Structure("ghost_vgg16_s2_d3", 7_650_474, 7_641_504, 158_109_696, "ghostnet", (GHOST("7.7M", "158M"),)),
