@@ -15,8 +15,10 @@ fully connected part is. Inferred from the shares of the parameters that the tab
 
 What does not fit: the rows of L1 (64.08 %) and of GAL-0.05 (77.46 %) belong to VGG16 with a small fully connected part.
 L1's published structure removes 64.01 % of the weights with 512-512-10, 64.28 % with 512-10, and 31 % of this net's.
-The entropy row (43.00 %) decides nothing. Not in the text: the dense accuracy, batch normalisation (behind the
-convolutions here), dropout (0.5 here), and pooling (an average of the last 2x2 map here, as in ``vgg16_cifar10``).
+The entropy row (43.00 %) decides nothing. Not in the text at hand: the dense accuracy, batch normalisation (behind the
+convolutions here), dropout (0.5 here), and pooling (an average of the last 2x2 map here, as in ``vgg16_cifar10``). The
+fully connected layers begin with a normal distribution, which three standard deviations suppose: torch's own, uniform,
+has no magnitude beyond that threshold, so that a short training would leave the first of them nearly empty.
 """
 
 from functools import partial

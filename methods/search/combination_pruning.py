@@ -26,15 +26,16 @@ Deviations
   that the layers behind can still make up the rest. AMC limits the size from above only.
 - Batch normalisation is calibrated on a few training images, without labels, before a pruned net is judged, and once
   more before the retraining.
-- An action leaves at least ``lowest`` = 5 % of a layer, where the paper's (0, 1] may leave nothing.
+- An action leaves at least ``lowest`` = 5 % of a layer, where the paper's (0, 1] may leave nothing; with less, 40
+  episodes found worse nets on held-out digits.
 - The sweep behind the sparsity, 0.8 for both ResNets, is not run again. VGG16's is not in the text at hand: 0.6423 is
   what makes up the printed 28.08 % of all parameters, in the net that ``vgg16fc_cifar10`` infers.
 - ResNet56's 70.1 % of the parameters are not the 80 % that the text names for it: a recipe does each. Whether its
   thresholds (Table 6) come on top of the search is not said: here they prune the fully connected layer alone.
-- Of the retraining the paper gives the epochs only, as many as the dense training had. The learning rate starts at
-  0.05, near the dense net's, where the fully connected part is thresholded: from 0.01 the quarter-width VGG16 came back
-  to 82.0 % of held-out digits only, from 0.05 to 99.2 %. The ResNets start at 0.01. It follows the baseline's schedule
-  (cosine), with the baseline's dropout.
+- Of the retraining the paper gives the epochs only, as many as the dense training had. The learning rates are chosen on
+  held-out digits (dense 98.4 %; 12 epochs): the combination came back to 98.8 % from 0.05, the dense net's, and to 84.0
+  from 0.01; the net thresholded as a whole to 60.8 % at best, from 0.1. The ResNets start at 0.01. Schedule (cosine)
+  and dropout are the baseline's.
 - A layer below its threshold as a whole keeps its largest weight.
 """
 
@@ -69,7 +70,7 @@ READ = "read in the paper's text"
 def rows(net: str) -> dict[str, dict]:
     """The recipes of Table 4: the combination, the search alone, the threshold on the whole net."""
     searched = {"sparsity": VGG16_SPARSITY}
-    return {net: searched, f"{net}/ddpg": {**DDPG, **searched}, f"{net}/three_sigma": {**WHOLE}}
+    return {net: searched, f"{net}/ddpg": {**DDPG, **searched}, f"{net}/three_sigma": {**WHOLE, "lr": 0.1}}
 
 
 def thresholds(net: str, **fields: float) -> dict[str, dict]:
