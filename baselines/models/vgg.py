@@ -53,9 +53,9 @@ class VGG(nn.Module):
             channels = out
         self.classifier = nn.Sequential(*behind, nn.Linear(channels, num_classes))
         initialise(self)
-        if not isinstance(hidden, int):  # without BN, 0.01 is too little for narrow layers, He's too much for wide ones
+        if not isinstance(hidden, int):  # without BN: 0.01 is too little for narrow layers, He's too much for wide ones
             for layer in behind[::3]:
-                nn.init.kaiming_uniform_(layer.weight, a=5**0.5)
+                nn.init.normal_(layer.weight, 0, (3 * layer.in_features) ** -0.5)  # torch's deviation, not uniform
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (N, num_classes) of images (N, C, H, W)."""
