@@ -356,6 +356,16 @@ def test_every_row_is_one_command():
     assert round(rows["resnet56_cifar100/3sigma"].top1 - 71.5, 2) == -35.61
 
 
+def test_fully_connected_layers_begin_as_normal_as_the_criterion_supposes():
+    """Uniform ones, as torch makes them, would lose everything: their greatest magnitude lies below the threshold."""
+    torch.manual_seed(0)
+    net, half = base.load("vgg16fc_mnist5k").net(10), stats.halfnorm
+    _, details = pruned(CombinationPruning, net, task=toy_task((3, 32, 32)), mode="three_sigma", whole=False)
+    assert len(details["sparsities"]) == 3
+    for share in details["sparsities"].values():
+        assert share == pytest.approx(half.cdf(half.mean() + 3 * half.std()), abs=3e-3)
+
+
 def test_a_net_that_was_pruned_before_keeps_its_zeros():
     dense = spread(TinyPlain())
     dense.features[0].weight.data[:4] = 0
