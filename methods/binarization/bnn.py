@@ -126,7 +126,7 @@ def arrange(net: nn.Module, stochastic: bool) -> None:
     quant.normalise_outputs(net)
     normalise_hidden(net)
     pool_first(net)
-    for name, module in leaves(net):
+    for name, module in quant.leaves(net):
         if isinstance(module, nn.ReLU):
             net.set_submodule(name, nn.Hardtanh())  # Eq. 5
         elif isinstance(module, BatchNorm):
@@ -135,14 +135,9 @@ def arrange(net: nn.Module, stochastic: bool) -> None:
         net.set_submodule(name, nn.Sequential(quant.SignActivation(stochastic), layer))  # Eq. 2 where stochastic
 
 
-def leaves(net: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules without children, in order of definition."""
-    return [(name, module) for name, module in net.named_modules() if next(module.children(), None) is None]
-
-
 def normalise_hidden(net: nn.Module) -> None:
     """BN behind every layer but the last that has none before the next layer, in place."""
-    parts = leaves(net)
+    parts = quant.leaves(net)
     places = [i for i, (_, module) in enumerate(parts) if isinstance(module, quant.Layer)]
     for start, end in itertools.pairwise(places):
         name, layer = parts[start]
@@ -154,7 +149,7 @@ def normalise_hidden(net: nn.Module) -> None:
 
 def pool_first(net: nn.Module) -> None:
     """Max-pools that follow on BN and ReLU go before them, in place."""
-    parts = leaves(net)
+    parts = quant.leaves(net)
     for (name, norm), (_, between), (place, pool) in zip(parts, parts[1:], parts[2:], strict=False):
         if isinstance(norm, BatchNorm) and isinstance(between, nn.ReLU) and isinstance(pool, nn.MaxPool2d):
             net.set_submodule(name, nn.Sequential(pool, norm))

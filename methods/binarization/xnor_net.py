@@ -148,9 +148,8 @@ class XNORNet(Method):
 
 def behind(net: nn.Module, names: Iterable[str]) -> list[list[tuple[str, nn.Module]]]:
     """For each of these layers the modules without children that are defined behind it, up to the next layer."""
-    leaves = [(name, module) for name, module in net.named_modules() if next(module.children(), None) is None]
     found, current = {}, []
-    for name, module in leaves:
+    for name, module in quant.leaves(net):
         if isinstance(module, quant.Layer):
             current = found.setdefault(name, [])
         else:

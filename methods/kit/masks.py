@@ -42,7 +42,7 @@ def largest(values: Mapping[str, torch.Tensor], sparsity: float) -> tuple[Keep, 
     """
     if not 0 <= sparsity < 1:
         raise UserError(f"The sparsity {sparsity} lies outside [0, 1): give the share of weights to remove.")
-    sizes = {name: _magnitudes(name, value) for name, value in values.items()}
+    sizes = {name: magnitudes(name, value) for name, value in values.items()}
     every = torch.cat([size.flatten() for size in sizes.values()])
     kept = torch.ones(len(every), dtype=torch.bool)
     kept[every.argsort(stable=True)[: int(len(every) * sparsity + SLACK)]] = False
@@ -63,7 +63,7 @@ def beyond(name: str, weight: torch.Tensor, quality: float) -> tuple[torch.Tenso
     """
     if not quality >= 0:
         raise UserError(f"The quality {quality} of {name} is no threshold: give a number from 0 on, such as 1.")
-    size = _magnitudes(name, weight)
+    size = magnitudes(name, weight)
     keep = size >= quality * weight.detach().cpu().double().std(unbiased=False)
     clamped = not keep.any()
     if clamped:
@@ -71,7 +71,8 @@ def beyond(name: str, weight: torch.Tensor, quality: float) -> tuple[torch.Tenso
     return keep, clamped
 
 
-def _magnitudes(name: str, weight: torch.Tensor) -> torch.Tensor:
+def magnitudes(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """|w| on the CPU, contiguous; UserError for weights that are not finite."""
     size = weight.detach().abs().cpu().contiguous()
     if not size.isfinite().all():
         raise UserError(f"The weights of {name} are not finite numbers: the network has diverged; train it again.")

@@ -47,6 +47,11 @@ def layers(model: nn.Module, *, skip_first: bool = False, skip_last: bool = Fals
     return dict(found)
 
 
+def leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules without children, in order of definition."""
+    return [(name, module) for name, module in model.named_modules() if next(module.children(), None) is None]
+
+
 def install(chosen: Mapping[str, Layer], quantiser: nn.Module) -> None:
     """Put ``quantiser`` on the weights of these layers, in place; what they hold now is the latent weight.
 

@@ -176,7 +176,7 @@ class CombinationPruning(Method):
         sizes = np.array([conv.weight.numel() for conv in convs.values()])
         goal = float(sizes.sum()) * (1 - self.sparsity)
         counts = search.Counts(sizes, lambda left: float(left.sum()), goal, self.lowest)
-        orders = {name: magnitudes(name, c.weight).flatten().argsort(stable=True) for name, c in convs.items()}
+        orders = {name: masks.magnitudes(name, c.weight).flatten().argsort(stable=True) for name, c in convs.items()}
 
         def kept(actions: search.Actions) -> Keep:
             found = {}
@@ -210,7 +210,7 @@ class CombinationPruning(Method):
             raise UserError(f"sigmas={self.sigmas} is no threshold: give a number from 0 on; the paper takes 1 to 3.")
         limits, keep, clamped = {}, {}, []
         for name, weight in weights.items():
-            size = magnitudes(name, weight)
+            size = masks.magnitudes(name, weight)
             limits[name] = threshold(weight, self.sigmas, self.magnitudes)
             keep[name] = size >= limits[name]  # |w| < T go
             if not keep[name].any():
@@ -219,14 +219,6 @@ class CombinationPruning(Method):
         gone = {name: 1 - float(kept.double().mean()) for name, kept in keep.items()}
         task.report(thresholds=limits, sparsities=gone, clamped=clamped)
         return keep
-
-
-def magnitudes(name: str, weight: torch.Tensor) -> torch.Tensor:
-    """|w| on the CPU, contiguous; UserError for weights that are not finite."""
-    size = weight.detach().abs().cpu().contiguous()
-    if not size.isfinite().all():
-        raise UserError(f"The weights of {name} are not finite numbers: the network has diverged; train it again.")
-    return size
 
 
 def threshold(weight: torch.Tensor, sigmas: float, of_magnitudes: bool) -> float:
