@@ -128,7 +128,7 @@ class AMC(Method):
         policy = dict(zip(pruner.names, np.round(found.actions, 6).tolist(), strict=True))
         rewards = [round(value, 6) for value, _ in found.episodes]
         task.report(
-            evaluations=found.evaluations, search_seconds=round(found.seconds, 1), rewards=rewards, policy=policy
+            evaluations=found.evaluations, search_seconds=round(found.seconds, 3), rewards=rewards, policy=policy
         )
         model = pruner.prune(model, found.actions)
         search.calibrate(model, task.batches(self.calibration))

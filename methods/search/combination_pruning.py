@@ -199,7 +199,7 @@ class CombinationPruning(Method):
         policy = {name: 1 - stays for name, stays in zip(convs, found.actions, strict=True)}
         rewards = [round(value, 5) for value, _ in found.episodes]
         task.report(policy=policy, evaluations=found.evaluations, rewards=rewards)
-        task.report(search_seconds=round(found.seconds, 1))
+        task.report(search_seconds=round(found.seconds, 3))
         return kept(found.actions)
 
     def _thresholds(self, weights: Mapping[str, torch.Tensor], task: Task) -> Keep:

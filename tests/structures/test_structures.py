@@ -353,7 +353,7 @@ def test_one_network_that_differs_fails_the_command(monkeypatch, capsys):
     assert rows["wrong"]["result"] == "differs" and rows["wrong"]["macs"] == 32 * 3 * 32
     assert rows["lenet_300_100"]["recount"] == {"params": 266_610, "weights": 266_200, "macs": 266_200}
     waiting = rows["amc_mobilenet_50flops"]
-    assert (waiting["method"], waiting["params"]) == ("amc", None)
+    assert (waiting["method"], waiting["params"]) == ("mobilenet_v1", None)
     assert waiting["recount"]["macs"] == 293_870_000 and rows["lenet_300_100"]["printed"][0]["params"] == "267K"
 
 
