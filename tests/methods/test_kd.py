@@ -10,6 +10,7 @@ from oracle import mutant
 from baselines import base
 from baselines.data import DataOptions, synthetic
 from baselines.errors import UserError
+from baselines.models.resnet_cifar import ResNetCifar
 from baselines.models.tiny import tiny_resnet
 from baselines.task import Task
 from methods.distillation import kd
@@ -109,3 +110,23 @@ def test_the_teacher_is_learned_from():
 def test_bad_values(fields, words):
     with pytest.raises(UserError, match=words):
         KD(**fields).compress(tiny_resnet(), task_for(tiny_resnet()))
+
+
+def follows_the_given_teacher(cls):
+    """Whether the loss is that of the teacher given to the task (``baseline.teacher=``), not of the dense net."""
+    torch.manual_seed(2)
+    dense, other = tiny_resnet().eval(), ResNetCifar(14, 4, widths=(8, 12, 16)).eval()
+    torch.nn.init.normal_(other.linear.weight, 0, 2)
+    data, given = synthetic(DataOptions(), train=128, test=4), {}
+    task = Task(base.load("tiny_resnet_synthetic"), data, dense, budget="smoke", teacher=other)
+    task.train = lambda net, epochs, **options: given.update(net=net.eval(), **options)
+    cls().compress(dense, task)
+    x, y = next(task.batches(32))
+    with torch.no_grad():
+        right = expected(given["net"](x).numpy(), other(x).numpy(), y.numpy(), 4.0, 0.9)
+        return abs(given["loss"](given["net"], x, y).item() / right - 1) < 1e-5
+
+
+def test_another_teacher_teaches():
+    assert follows_the_given_teacher(KD)
+    assert not follows_the_given_teacher(mutant(kd, "teacher, student = task.teacher", "teacher, student = model").KD)
