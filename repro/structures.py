@@ -10,6 +10,7 @@ method, also where a library has it. Nothing is trained; dense nets are built an
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -90,13 +91,23 @@ class Result:
 
 
 def vgg(
-    config: Sequence[int | str] = VGG16, classes: int = 10, hidden: int | None = 512, bias: bool = True, side: int = 1
+    config: Sequence[int | str] = VGG16,
+    classes: int = 10,
+    hidden: int | None = 512,
+    bias: bool = True,
+    side: int = 1,
+    hidden_norm: bool = True,
 ) -> nn.Module:
-    """A VGG of 3x3 convolutions with BN; ``hidden`` None: one linear layer reads the last map, pooled to ``side``."""
+    """A VGG of 3x3 convolutions with BN; ``hidden`` None: one linear layer reads the last map, pooled to ``side``.
+
+    ``hidden_norm``: BN behind the hidden layer.
+    """
     net = VGG(config, classes, hidden=hidden or 1)
     if hidden is None:
         net.pool = nn.AdaptiveAvgPool2d(side)
         net.classifier = nn.Linear([w for w in config if w != "M"][-1] * side**2, classes)
+    elif not hidden_norm:
+        net.classifier[1] = nn.Identity()
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and not bias:
             module.bias = None
@@ -145,6 +156,27 @@ def pruned(
         elif callable(ratios):
             ratios = ratios(list(surgery.layers(net, task.example)))
         return cls(ratios=ratios, **fields).compress(net, task)
+
+
+def made(method: str, name: str, *args: object, **fields: object) -> nn.Module:
+    """What the function or class ``name`` in the file of ``method`` makes; functions in ``args`` are called first."""
+    build = getattr(importlib.import_module(registry.method_class(method).__module__), name)
+    return build(*(arg() if callable(arg) else arg for arg in args), **fields)
+
+
+def ghostnet_pytorchcv(method: str) -> nn.Module:
+    """GhostNet as pytorchcv has it: 3x3 in all shortcuts, squeezes not rounded, BN in place of the head's bias."""
+    net = made(method, "Bottlenecks").net
+    for block in (block for stage in net.blocks[:-1] for block in stage):
+        if len(block.shortcut):
+            channels, stride = block.shortcut[0].in_channels, block.shortcut[0].stride
+            block.shortcut[0] = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
+        if block.se is not None:
+            channels = block.se.conv_reduce.in_channels
+            block.se.conv_reduce = nn.Conv2d(channels, channels // 4, 1)
+            block.se.conv_expand = nn.Conv2d(channels // 4, channels, 1)
+    net.conv_head = nn.Sequential(nn.Conv2d(net.conv_head.in_channels, 1280, 1, bias=False), nn.BatchNorm2d(1280))
+    return net
 
 
 def _task(side: int, channels: int) -> Task:
@@ -196,7 +228,7 @@ def needed(row: Structure) -> str:
     """The method that a row is built by, or waits for; empty where it needs none."""
     if isinstance(row.how, str):
         return row.how
-    return row.how.args[0] if getattr(row.how, "func", None) is pruned else ""
+    return row.how.args[0] if getattr(row.how, "func", None) in (pruned, made, ghostnet_pytorchcv) else ""
 
 
 def size(row: Structure) -> tuple[int, int | None, int]:
@@ -318,6 +350,13 @@ HRANK_VGG16_NOTE = (
     "The released rates of VGG-16 give HRank's figures under no rule: nearest are the 13 convolutions alone, with the "
     "last one pruned too, which the released code leaves whole: 2,654,316 weights and 108,822,528 MACs."
 )
+GHOST_VGG = partial(made, "ghostnet", "to_ghosts", partial(vgg, hidden_norm=False))
+GHOST_50 = partial(made, "ghostnet", "to_ghosts", RESNET50, first=False)
+GHOST_NET = partial(made, "ghostnet", "Bottlenecks", 1000)
+GHOST_VGG_NOTE = (
+    "Ghost-VGG-16 is counted without BN behind its 512-unit layer, which gives VGG-16 itself 1,024 parameters more."
+)
+MOBILENET_AMC = (24, 48, 96, 80, 192, 200, 328, 352, 368, 360, 328, 400, 736, 752)
 NO_PROJECTIONS = "L1 filters counts ResNet-34 without its three projections (172,032 weights, 19,267,584 MACs)."
 
 # fmt: off
@@ -421,32 +460,56 @@ STRUCTURES: tuple[Structure, ...] = (
               of="vgg16_imagenet",
               note="cp_vgg16_5x saves 4.52x of the MACs of the convolutions, though its name says 5x."),
     Structure("mobilenet_v2", 3_504_872, 3_469_760, 300_774_272, partial(torchvision, "mobilenet_v2"), (), 224),
-    # Waiting for the method of their paper
-    Structure("amc_mobilenet_50flops", 2_408_232, 2_391_680, 293_870_000, "mobilenet_v1",
-              (Printed("AMC", "", "285M"),), 224),
     Structure("bnn_vgg_cifar10", 14_029_706, 14_022_016, 616_966_144, convnets.bnn_convnet,
               note="bnn_vgg_cifar10 has 14,008,320 binary weights: all but the first and the last layer's."),
-    Structure("ghost_vgg16_s2_d3", 7_650_474, 7_641_504, 158_109_696, "ghostnet", (GHOST("7.7M", "158M"),)),
-    Structure("ghost_vgg16_s4_d3", 3_982_362, 3_973_392, 80_432_640, "ghostnet", (GHOST("4.0M", "80M"),)),
-    Structure("ghost_vgg16_s2_d1", 7_633_578, 7_624_608, 157_003_776, "ghostnet", (GHOST("7.6M", "157M"),)),
-    Structure("ghost_vgg16_s2_d5", 7_684_266, 7_675_296, 160_321_536, "ghostnet", (GHOST("7.7M", "160M"),)),
-    Structure("ghost_vgg16_s2_d7", 7_734_954, 7_725_984, 163_639_296, "ghostnet", (GHOST("7.7M", "163M"),)),
-    Structure("ghost_resnet56_s2", 438_010, 433_936, 65_139_328, "ghostnet", (GHOST("0.43M", "63M"),)),
-    Structure("ghostnet_pytorchcv", 5_180_840, 5_150_392, 140_760_880, "ghostnet", (GHOST("5.2M", "141M"),), 224),
-    Structure("ghostnet_timm", 5_182_508, 5_153_336, 141_150_512, "ghostnet", (GHOST("5.2M", "141M"),), 224),
-    *(Structure(f"mobilenet_v1_{width}_{side}", params, weights, macs, "mobilenet_v1", prints, side)
+    # Compact nets: GhostNet and MobileNet
+    *(Structure(f"ghost_vgg16_s{ratio}_d{kernel}", params, weights, macs,
+                partial(GHOST_VGG, ratio=ratio, kernel=kernel), (GHOST(*printed),), of="vgg16_cifar10_512fc",
+                note=GHOST_VGG_NOTE)
+      for ratio, kernel, params, weights, macs, printed in (
+          (2, 3, 7_650_474, 7_641_504, 158_109_696, ("7.7M", "158M")),
+          (3, 3, 5_218_476, 5_209_470, 107_240_040, ("5.2M", "107M")),
+          (4, 3, 3_982_362, 3_973_392, 80_432_640, ("4.0M", "80M")),
+          (5, 3, 3_269_697, 3_260_655, 65_665_296, ("3.3M", "65M")),
+          (2, 1, 7_633_578, 7_624_608, 157_003_776, ("7.6M", "157M")),
+          (2, 5, 7_684_266, 7_675_296, 160_321_536, ("7.7M", "160M")),
+          (2, 7, 7_734_954, 7_725_984, 163_639_296, ("7.7M", "163M")))),
+    Structure("ghost_resnet56_s2", 438_010, 433_936, 65_139_328, partial(made, "ghostnet", "to_ghosts", RESNET56),
+              (GHOST("0.43M", "63M"),), of="resnet56_cifar10"),
+    Structure("ghost_resnet50_s2", 13_953_512, 13_899_392, 2_151_023_360, GHOST_50, (GHOST("13.0M", "2.2B"),), 224,
+              of="resnet50_torchvision"),
+    Structure("ghost_resnet50_s4", 8_151_752, 8_097_632, 1_181_942_912, partial(GHOST_50, ratio=4),
+              (GHOST("6.5M", "1.2B"),), 224, of="resnet50_torchvision"),
+    Structure("ghostnet_pytorchcv", 5_180_840, 5_150_392, 140_760_880, partial(ghostnet_pytorchcv, "ghostnet"),
+              (GHOST("5.2M", "141M"),), 224),
+    Structure("ghostnet_timm", 5_182_508, 5_153_336, 141_150_512, GHOST_NET, (GHOST("5.2M", "141M"),), 224),
+    Structure("ghostnet_timm_0.5x", 2_587_292, 2_571_564, 42_328_152, partial(GHOST_NET, 0.5),
+              (GHOST("2.6M", "42M"),), 224),
+    Structure("ghostnet_timm_1.3x", 7_358_820, 7_321_608, 227_003_256, partial(GHOST_NET, 1.3),
+              (GHOST("7.3M", "226M"),), 224),
+    *(Structure(f"mobilenet_v1_{width:g}_{side}", params, weights, macs,
+                partial(made, "mobilenet_v1", "MobileNet", width=width), prints, side)
       for width, params, weights, sizes in (
-          ("1", 4_231_976, 4_209_088, (
+          (1.0, 4_231_976, 4_209_088, (
               (224, 568_740_352, (MOBILENET("4.2M", "569M"), TF_SLIM("4.24M", "569M"))),
               (192, 418_121_728, (MOBILENET("4.2M", "418M"), TF_SLIM("4.24M", "418M"))),
               (160, 290_675_200, (MOBILENET("4.2M", "290M"), TF_SLIM("4.24M", "291M"))),
               (128, 186_400_768, (MOBILENET("4.2M", "186M"), TF_SLIM("4.24M", "186M"))))),
-          ("0.75", 2_585_560, 2_568_144, (
+          (0.75, 2_585_560, 2_568_144, (
               (224, 325_400_448, (MOBILENET("2.6M", "325M"), TF_SLIM("2.59M", "317M"))),
               (192, 239_273_472, (TF_SLIM("2.59M", "233M"),)),
               (160, 166_396_800, (TF_SLIM("2.59M", "162M"),)),
-              (128, 106_770_432, (TF_SLIM("2.59M", "104M"),)))))
+              (128, 106_770_432, (TF_SLIM("2.59M", "104M"),)))),
+          (0.5, 1_331_592, 1_319_648, (
+              (224, 149_497_088, (MOBILENET("1.3M", "149M"), TF_SLIM("1.34M", "150M"))),
+              (160, 76_524_800, (Printed("MobileNets, Table 9", "1.32M", "76M"), TF_SLIM("1.34M", "77M"))))),
+          (0.25, 470_072, 463_600, (
+              (224, 41_030_272, (MOBILENET("0.5M", "41M"), TF_SLIM("0.47M", "41M"))),)))
       for side, macs, prints in sizes),
+    Structure("amc_mobilenet_50flops", 2_408_232, 2_391_680, 293_870_000,
+              partial(made, "mobilenet_v1", "MobileNet", widths=MOBILENET_AMC), (Printed("AMC", "", "285M"),), 224,
+              of="mobilenet_v1_1_224"),
+    # Waiting for the method of their paper
     Structure("shufflenet_g1_1x", 1_531_936, 1_516_248, 143_078_976, "shufflenet_v1", (), 224),
     Structure("shufflenet_g3_1x", 1_865_728, 1_840_248, 137_460_672, "shufflenet_v1", (MEGVII("1.9M", "138M"),), 224),
     Structure("shufflenet_g1_0.75x", 975_214, 963_198, 82_542_672, "shufflenet_v1", (), 224),
