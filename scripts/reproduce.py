@@ -121,13 +121,16 @@ def widths_of(cells: Iterable[Cell]) -> list[Cell]:
     return [replace(c, method="random_filter", recipe=NO_RECIPE, settings=settings, parent=c) for c in cells]
 
 
-def at_rate(baseline: str, rows: str, rate: float) -> list[Cell]:
+def at_rate(
+    baseline: str, rows: str, rate: float, seeds: tuple[int, ...] = (0, 1, 2), given: bool = False
+) -> list[Cell]:
     """Rows that lose to the control, once more at its learning rate: whether theirs is why, in so short a training."""
-    cells = board(baseline, "short", rows)
+    cells = board(baseline, "short", rows, seeds, given)
     return [replace(c, settings={"finetune_lr" if c.method == "gal" else "lr": rate}) for c in cells]
 
 
 STRUCTURED = "thinet channel_pruning network_slimming apoz entropy ssl gal"
+LOW_RATE = "thinet/macs50 channel_pruning/macs50 apoz/macs50 entropy/macs50"
 SPARSE = "han_pruning magnitude/2x magnitude/4x magnitude/8x magnitude/16x magnitude/32x"
 SEARCH = "amc amc/fine_grained abcpruner abcpruner/macs50 combination_pruning"
 DEEP = "deep_compression deep_compression/PQ deep_compression/P"
@@ -136,6 +139,10 @@ LENET = f"dense han_pruning magnitude/han {DEEP}"
 CONVNET = "dense twn binaryconnect bnn xnor_net xnor_net/bwn"
 FC = "dense combination_pruning combination_pruning/ddpg combination_pruning/three_sigma"
 FIG5 = "dense combination_pruning l1_filter/weight_sum apoz/survey"
+DISTILLATION = "student fitnets at at/gradient at/kd"
+REPDISTILLER = "student kd fitnets/repdistiller at"
+COMPACT = "ghostnet ghostnet/s4 ghostnet/inherit mobilenet_v1 mobilenet_v1/w025"
+LOW_RANK = "svd svd/outer svd/oneshot svd/macs30 svd/macs70"
 MNIST = "dense hrank l1_filter random_filter/hrank random_filter/l1_A kd hrank/oneshot"
 RESNET56 = "dense hrank/oneshot l1_filter random_filter/hrank random_filter/l1_B"
 VGG16 = "dense hrank/oneshot l1_filter random_filter/hrank random_filter/l1_A"
@@ -153,6 +160,7 @@ def matrix() -> list[Cell]:
         *widths_of(board("vgg16_mnist5k", "short", "thinet channel_pruning network_slimming entropy gal apoz")),
         *at_rate("vgg16_mnist5k", "entropy thinet gal apoz apoz/macs50", 0.01),
         *half("resnet56_cifar10", (0, 1), given=True),
+        *at_rate("resnet56_cifar10", LOW_RATE, 0.01, (0,), given=True),
         *board("vgg16_mnist5k", "short", f"{SEARCH} {BITS}"),
         *board("vgg16fc_mnist5k", "short", FC),
         *board("resnet56_cifar100", "short", FIG5, (0,)),
@@ -161,9 +169,12 @@ def matrix() -> list[Cell]:
         *board("lenet300_mnist5k", "short", LENET),
         *board("lenet5_mnist5k", "short", f"{LENET} twn"),
         *board("bnn_convnet_mnist5k", "short", CONVNET),
+        *board("vgg16_mnist5k", "short", f"{DISTILLATION} {COMPACT} {LOW_RANK}"),
+        *board("resnet56_cifar10", "short", "student kd fitnets at ghostnet svd", (0, 1), given=True),
         *board("vgg16_cifar10", "short", f"{VGG16} hrank", (0, 1), given=True),
-        *board("resnet56_cifar100", "paper", f"{RESNET56} kd l1_filter/weight_sum hrank"),
-        *board("vgg16_cifar10", "paper", f"{VGG16} hrank/HRank-1 hrank/HRank-3 kd hrank"),
+        *board("resnet56_cifar100", "short", REPDISTILLER, (0,)),
+        *board("resnet56_cifar100", "paper", f"{RESNET56} {REPDISTILLER} l1_filter/weight_sum hrank"),
+        *board("vgg16_cifar10", "paper", f"{VGG16} ghostnet hrank/HRank-1 hrank/HRank-3 student kd hrank"),
         *board("resnet50_imagenette", "paper", "dense hrank l1_filter random_filter", given=True),
         *board("resnet56_cifar10", "paper", f"{RESNET56} l1_filter/A hrank/HRank-1 hrank/HRank-3 hrank", given=True),
     ]
