@@ -258,9 +258,9 @@ class Task:
     def rounds(self, n: int) -> int:
         """How many of a search's ``n`` rounds (episodes, generations) the budget grants: at ``paper`` all of them.
 
-        At ``short`` a tenth, rounded up, but at least 1; at ``smoke`` at most 3; at ``zero`` at most 1.
+        At ``short`` a tenth, rounded up; at ``smoke`` at most 3; at ``zero`` at most 1.
         """
-        return {"paper": n, "short": max(1, math.ceil(n / 10)), "smoke": min(n, 3), "zero": min(n, 1)}[self.budget]
+        return {"paper": n, "short": math.ceil(n / 10), "smoke": min(n, 3), "zero": min(n, 1)}[self.budget]
 
     def train_dense(self, model: nn.Module, recipe: Recipe) -> nn.Module:
         """Train the baseline's own net from scratch by ``recipe``."""

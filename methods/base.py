@@ -29,8 +29,9 @@ class Reported:
     """One row of a paper's table: what the paper claims, never what we measured.
 
     ``recipe`` is the key in the method's ``recipes`` that should reproduce the row ("" when the row belongs to the
-    defaults). ``top1`` / ``top5`` / ``base_top1`` are percentages, ``params`` and ``macs`` counts as printed, and
-    ``rule`` names the counting rule behind them (``mac``, ``two_per_mac``, ``hrank_out_only``). ``source`` is the
+    defaults). ``top1`` / ``top5`` / ``base_top1`` are percentages; ``delta`` is the change of top-1 in points where the
+    table prints that and no accuracy. ``params`` and ``macs`` are counts as printed; ``rule`` names the counting rule
+    behind them and behind the reductions (``mac``, ``two_per_mac``, ``nonzero``, ``hrank_out_only``). ``source`` is the
     table of the paper; ``verified`` says how the number was checked.
     """
 
@@ -42,6 +43,7 @@ class Reported:
     top5: float | None = None
     base_top1: float | None = None
     base_top5: float | None = None
+    delta: float | None = None
     params: float | None = None
     macs: float | None = None
     params_reduction: float | None = None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from repro.config import RunConfig
+    from repro.record import Record
 
 HELP = ("-h", "--help")
 SWEEP = ("-m", "--multirun")
@@ -217,8 +218,29 @@ def _check(words: list[str]) -> int:
 def _leaderboard(words: list[str]) -> int:
     folder = pairs(words, ["results.dir"]).get("results.dir", "results")
     from baselines import base
-    from repro import registry
-    from repro.leaderboard import build, write
+    from repro import leaderboard, registry, surveys
+
+    records, status = _all_records(folder)
+    usable = {name: entry.cls for name, entry in registry.entries().items() if entry.cls}
+    baselines = {name: base.load(name) for name in base.names()}
+    boards = leaderboard.build(records, usable, baselines)
+    texts = surveys.files(surveys.build(records, boards, usable, baselines))
+    written = leaderboard.write(boards, folder, texts=texts)
+    print(f"{len(records)} records made these files:", *written, sep="\n  ")
+    return status
+
+
+def _site(words: list[str]) -> int:
+    given = pairs(words, ["out", "results.dir"])
+    from repro import site
+
+    records, status = _all_records(given.get("results.dir", "results"))
+    print(f"Site of {len(records)} records: {site.write(records, given.get('out', 'site'))}")
+    return status
+
+
+def _all_records(folder: str) -> tuple[list[Record], int]:
+    """The valid records, and the exit status: 2 where there are others, which are named."""
     from repro.record import load_all
 
     records, problems = load_all(folder)
@@ -226,10 +248,7 @@ def _leaderboard(words: list[str]) -> int:
         print(problem, file=sys.stderr)
     if not records:
         raise UserError(f"There are no records below {Path(folder, 'records')}: make one with `python -m repro run`.")
-    usable = {name: entry.cls for name, entry in registry.entries().items() if entry.cls}
-    written = write(build(records, usable, {name: base.load(name) for name in base.names()}), folder)
-    print(f"{len(records)} records made these files:", *written, sep="\n  ")
-    return 2 if problems else 0
+    return records, 2 if problems else 0
 
 
 def _report(words: list[str]) -> int:
@@ -318,6 +337,7 @@ VERBS: dict[str, Verb] = {
         "write the net of a run as a file", "python -m repro export run=ID format=onnx", _export, _export_help
     ),
     "report": Verb("make a page of one record", "python -m repro report run=ID [out=FILE.html]", _report),
+    "site": Verb("make web pages of all records", "python -m repro site [out=FOLDER] [results.dir=results]", _site),
 }
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from baselines.base import BUDGETS, Baseline
 from methods.base import Method
-from repro.record import Measurement, Record, canonical, plain, stale_ids
+from repro.record import MAX_COUNT, Measurement, Record, canonical, plain, stale_ids
 from repro.registry import ROOT
 from repro.verdict import (
     cell,
     contradictions,
+    counts,
     deviations,
     printed_rows,
     settings,
@@ -185,7 +187,8 @@ def _row(group: list[Record], view: _View, metric: str, varied: set[str]) -> dic
     row["verdict"] = "; ".join(verdict(rep, row) for rep in printed) or ("not comparable" if claims else "")
     row["structure"] = "; ".join(filter(None, (structure(rep, group) for rep in printed)))
     row["ids"] = " ".join(r.id for r in group)
-    row["_printed"], row["_dense"], row["_counted"] = printed, first.dense, first.counted
+    row["_printed"], row["_first"] = printed, first
+    row["_searches"] = [found for r in group if (found := search_of(r))]
     row["_clamped"] = sorted({layer for r in group for layer in _clamped(r)})
     return row
 
@@ -235,10 +238,10 @@ def _by_paper_rule(group: list[Record], cls: type[Method] | None) -> dict[str, A
     """Reductions as the method's own paper counts them: by the rule of its rows for this net, else of any row."""
     printed = cls.reported if cls else ()
     rule = next((r.rule for r in printed if r.baseline == group[0].baseline), printed[0].rule if printed else None)
-    counts = [r.counted[rule] for r in group if rule in r.counted]
-    found: dict[str, Any] = {"paper_rule": rule if counts else None}
+    known = [both for r in group if rule and (both := counts(r, rule))]
+    found: dict[str, Any] = {"paper_rule": rule if known else None}
     for name in ("params", "macs"):
-        shares = [1 - c[name] / c[f"dense_{name}"] for c in counts if c[f"dense_{name}"]]
+        shares = [1 - c[name] / c[f"dense_{name}"] for c in known if c[f"dense_{name}"]]
         found[f"{name}_reduction_paper_rule"] = mean(shares, 6)
     return found
 
@@ -249,10 +252,14 @@ def _speed(group: list[Record]) -> dict[str, Any]:
     measured = [r.latency for r in group if r.latency]
     claims = [m for m in measured if m["kernel"] != "no_fast_kernel"]
     found: dict[str, Any] = {}
+    kernels: set[str | None] = set()
     for name, (batch, all_threads) in SPEEDS.items():
         picked = [_cell(m["cells"], batch, all_threads) for m in claims]
         found[name] = mean((c["dense_ms"] / c["compressed_ms"] for c in picked if c), 4)
+        kernels |= {c.get("kernel") for c in picked if c}
     words = ["no fast kernel"] if len(claims) < len(measured) else []
+    if "popcount" in kernels:
+        words.append("popcount kernel" if len(kernels) == 1 else "popcount kernel in part")
     words += ["machine was loaded"] if any(m["loaded"] for m in claims) else []
     return found | {"latency": ", ".join(words)}
 
@@ -266,6 +273,39 @@ def _cell(cells: list[dict], batch: int, all_threads: bool) -> dict | None:
 def _clamped(record: Record) -> list[str]:
     layers = record.details.get("clamped", [])
     return [str(layer) for layer in layers] if isinstance(layers, list) else []
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the search of one run found.
+
+    ``policy``: the share of each layer that stays, in network order; ``uniform``: the shares when all layers are
+    treated alike, at the same cost; ``rewards``: those of all episodes, in order.
+    """
+
+    policy: dict[str, float]
+    uniform: dict[str, float]
+    rewards: list[float]
+
+    @property
+    def best(self) -> list[float]:
+        """The best reward up to each episode."""
+        return list(itertools.accumulate(self.rewards, max))
+
+
+def search_of(record: Record) -> Search | None:
+    """The search that a method reported, None where there is none: ``details`` may hold anything."""
+    policy, uniform, rewards = (record.details.get(name) for name in ("policy", "uniform", "rewards"))
+    if not (isinstance(policy, dict) and isinstance(uniform, dict) and isinstance(rewards, list)):
+        return None
+    shares = [*policy.values(), *uniform.values()]
+    if not all(type(value) in (int, float) for value in (*shares, *rewards)) or policy.keys() != uniform.keys():
+        return None
+    if not (shares and rewards and 0 <= min(shares) <= max(shares) <= 1 and max(map(abs, rewards)) <= MAX_COUNT):
+        return None
+    places = {layer["name"]: place for place, layer in enumerate(record.layers)}
+    names = sorted(policy, key=lambda name: places.get(name, len(places)))  # a file has them by the alphabet
+    return Search(*({name: kind[name] for name in names} for kind in (policy, uniform)), rewards)
 
 
 def _setting(record: Record, cls: type[Method] | None, varied: set[str], by_id: dict[str, Record]) -> str:
@@ -292,7 +332,7 @@ def _footnotes(rows: list[dict]) -> list[str]:
     """The footnotes of a table; each row gets the numbers of its own in ``_notes``."""
     notes: list[str] = []
     for row in rows:
-        own = [note for printed in row["_printed"] for note in contradictions(printed, row["_dense"], row["_counted"])]
+        own = [note for printed in row["_printed"] for note in contradictions(printed, row["_first"])]
         if row["_clamped"]:
             own.append(f"Clamped layers of {row['method']} ({row['setting']}): {', '.join(row['_clamped'])}.")
         notes += [note for note in own if note not in notes]

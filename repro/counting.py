@@ -7,19 +7,31 @@ None: it has no meaning for this pair. A paper's row names its rule; the boards 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from baselines.cost import cost, layer_macs
+from baselines.cost import Cost, cost, layer_macs
 from methods.kit.coding import codings, input_bits
+
+if TYPE_CHECKING:
+    from repro.record import Measurement
 
 Counts = dict[str, int]  # params, macs, dense_params, dense_macs
 Rule = Callable[[nn.Module, nn.Module, torch.Tensor], Counts | None]
 Layer = nn.Conv2d | nn.Linear
 BatchNorm = nn.modules.batchnorm._BatchNorm
+# What a rule takes of each net's costs: which parameters, which multiply-accumulates, and operations for each of these.
+# ``nonzero`` is how papers that prune single weights count: what is zero is gone.
+TAKEN = {
+    "mac": ("params", "macs", 1),
+    "two_per_mac": ("params", "macs", 2),
+    "nonzero": ("nonzero", "effective_macs", 1),
+}
 
 
 def counted(dense: nn.Module, compressed: nn.Module, example: torch.Tensor) -> dict[str, Counts]:
@@ -28,15 +40,17 @@ def counted(dense: nn.Module, compressed: nn.Module, example: torch.Tensor) -> d
     return {name: counts for name, counts in found.items() if counts is not None}
 
 
-def mac(dense: nn.Module, compressed: nn.Module, example: torch.Tensor) -> Counts:
-    """All parameters, and one operation per multiply-accumulate of convolutions and linear layers."""
-    old, new = cost(dense, example), cost(compressed, example)
-    return {"params": new.params, "macs": new.macs, "dense_params": old.params, "dense_macs": old.macs}
+def of_costs(rule: str, dense: Cost | Measurement, compressed: Cost | Measurement) -> Counts | None:
+    """Both networks by a rule that takes all from their costs, just counted or kept in a record; None by another."""
+    if rule not in TAKEN:
+        return None
+    params, macs, operations = TAKEN[rule]
+    counts = {"params": getattr(compressed, params), "macs": operations * getattr(compressed, macs)}
+    return {**counts, "dense_params": getattr(dense, params), "dense_macs": operations * getattr(dense, macs)}
 
 
-def two_per_mac(dense: nn.Module, compressed: nn.Module, example: torch.Tensor) -> Counts:
-    """``mac`` with a multiplication and an addition as two operations."""
-    return {name: n * 2 if name.endswith("macs") else n for name, n in mac(dense, compressed, example).items()}
+def _by_costs(rule: str, dense: nn.Module, compressed: nn.Module, example: torch.Tensor) -> Counts | None:
+    return of_costs(rule, cost(dense, example), cost(compressed, example))
 
 
 @torch.no_grad()
@@ -61,7 +75,10 @@ def hrank_out_only(dense: nn.Module, compressed: nn.Module, example: torch.Tenso
     return {"params": params, "macs": macs_left, "dense_params": dense_params, "dense_macs": dense_macs}
 
 
-RULES: dict[str, Rule] = {"mac": mac, "two_per_mac": two_per_mac, "hrank_out_only": hrank_out_only}
+RULES: dict[str, Rule] = {
+    **{name: functools.partial(_by_costs, name) for name in TAKEN},
+    "hrank_out_only": hrank_out_only,
+}
 
 
 def _layers(model: nn.Module) -> dict[str, Layer]:

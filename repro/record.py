@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import gc
 import hashlib
 import json
@@ -65,8 +66,9 @@ class Record:
     in] or None} and, of both nets, params, nonzero, macs and bit_ops: [dense, compressed]. ``counted``: {rule: {params,
     macs, dense_params, dense_macs}} under a paper's counting rule. ``latency``: {runtime, device, load, loaded,
     kernel, cells: [{threads, batch, rounds, dense_ms, dense_spread_ms, compressed_ms, compressed_spread_ms}]}, medians
-    and interquartile ranges in milliseconds a batch; load: cores that other work kept busy before the start; None where
-    nobody measured. ``curve``: [step, loss, lr].
+    and interquartile ranges in milliseconds a batch; load: cores that other work kept busy before the start; with the
+    kernel popcount each cell has a kernel, popcount or onnxruntime, the faster one; None where nobody measured.
+    ``curve``: [step, loss, lr].
     ``provenance`` holds at least dense_sha256, code_hash and kit_versions.
     """
 
@@ -275,7 +277,8 @@ SHAPE_KEYS = frozenset(("name", "dense", "compressed"))
 LAYER_KEYS = {SHAPE_KEYS, SHAPE_KEYS | {"params", "nonzero", "macs", "bit_ops"}}
 LATENCY_KEYS = {"runtime", "device", "load", "loaded", "kernel", "cells"}
 TIMES = ("dense_ms", "dense_spread_ms", "compressed_ms", "compressed_spread_ms")
-KERNELS = ("dense", "no_fast_kernel")
+KERNELS = ("dense", "no_fast_kernel", "popcount")
+CELL_KERNELS = ("popcount", "onnxruntime")  # of a record whose kernel is popcount
 
 
 def _layers(value: Any) -> bool:
@@ -316,12 +319,16 @@ def _latency(value: Any) -> bool:
         return False
     texts = isinstance(value["runtime"], str) and isinstance(value["device"], str)
     load = _number(value["load"]) and value["load"] >= 0 and isinstance(value["loaded"], bool)
-    return texts and load and isinstance(value["cells"], list) and all(map(_cell, value["cells"]))
+    cells = value["cells"] if isinstance(value["cells"], list) else [None]
+    return texts and load and all(_cell(cell, value["kernel"] == "popcount") for cell in cells)
 
 
-def _cell(value: Any) -> bool:
-    counts = ("threads", "batch", "rounds")
-    if not isinstance(value, dict) or value.keys() != {*counts, *TIMES}:
+def _cell(value: Any, named: bool) -> bool:
+    """Whether it is a cell; ``named``: with the kernel that was the faster one."""
+    counts, kernel = ("threads", "batch", "rounds"), {"kernel"} if named else set()
+    if not isinstance(value, dict) or value.keys() != {*counts, *TIMES} | kernel:
+        return False
+    if named and value["kernel"] not in CELL_KERNELS:
         return False
     times = all(_number(value[t]) and value[t] >= 0 for t in TIMES) and value["dense_ms"] * value["compressed_ms"] > 0
     return times and all(_whole(value[c]) and value[c] > 0 for c in counts)
@@ -484,9 +491,12 @@ def kit_versions(path: str | Path) -> dict[str, int]:
     return dict(sorted(versions.items()))
 
 
+_tree = functools.lru_cache(maxsize=256)(ast.parse)  # of a file's bytes; nothing changes a tree
+
+
 def _parse(path: str | Path) -> ast.Module:
     try:
-        return ast.parse(Path(path).read_bytes())
+        return _tree(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"The file {path} cannot be read: {error.strerror}.") from error
     except (SyntaxError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from baselines import base
 from baselines.errors import UserError
 from repro import registry
-from repro.boards import build
+from repro.boards import Search, build, search_of
+from repro.counting import Counts, of_costs
 from repro.record import Measurement, Record, canonical, is_stale, load, pick, replace
-from repro.verdict import CLOSE, REPRODUCED, deviation_texts, structure, verdict
+from repro.verdict import CLOSE, REPRODUCED, counts, delta, deviation_texts, structure, verdict
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from baselines.base import Baseline
     from methods.base import Method, Reported
 
@@ -28,6 +32,7 @@ REDUCED = {
 RULES = {
     "mac": "a multiply-accumulate counts one",
     "two_per_mac": "a multiply-accumulate counts two",
+    "nonzero": "weights that are zero count nowhere",
     "hrank_out_only": "filters that are removed or all zero count, the inputs that the next layer lost do not",
 }
 ACCURACIES = {"top1": "top-1", "top5": "top-5", "subset_top1": "top-1 among the subset's classes"}
@@ -76,18 +81,23 @@ def _paths(results_dir: str | Path, start: str) -> list[Path]:
     return sorted(Path(results_dir, "records").glob(f"*/*/*/{start}*.json"))
 
 
-def page(record: Record, cls: type[Method] | None, baseline: Baseline | None, parent: Record | None = None) -> str:
-    """The HTML of one record; ``cls`` and ``baseline`` are None where they are not there any more."""
+@functools.cache
+def _template() -> Template:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
     env = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     env.filters |= {"json": canonical, "scalar": scalar}
+    return env.get_template("report.html.j2")
+
+
+def page(record: Record, cls: type[Method] | None, baseline: Baseline | None, parent: Record | None = None) -> str:
+    """The HTML of one record; ``cls`` and ``baseline`` are None where they are not there any more."""
     boards = build(
         [record], {record.method: cls} if cls else {}, {record.baseline: baseline} if baseline else {}
     ).boards  # none for a smoke run
     row = boards[0].rows[0] if boards else {"budget": record.budget, "setting": "", "verdict": "", "_printed": []}
-    text = env.get_template("report.html.j2").render(
+    text = _template().render(
         record=record,
         paper=getattr(cls, "paper", None),
         row=row,
@@ -95,9 +105,12 @@ def page(record: Record, cls: type[Method] | None, baseline: Baseline | None, pa
         banners=banners(record),
         headline=headline(record),
         claims=[claim(printed, record, row) for printed in row["_printed"]],
-        accountings=accountings(record, row["_printed"]),
+        counted=(counted := by_rule(record, row["_printed"])),
+        accountings=accountings(record, counted, row["_printed"]),
         bars=[bar(layer) for layer in record.layers],
         costs=layer_costs(record.layers),
+        search=(search := search_of(record)),
+        rewards=search and search_panel(search),
         panels=panels(record.curve),
         lost=sum(loss is None for _, loss, _ in record.curve),
         cells=latency_cells(record),
@@ -164,14 +177,11 @@ def _form(value: float | None, pattern: str) -> str | None:
 
 def claim(printed: Reported, record: Record, row: dict[str, Any]) -> dict[str, Any]:
     """A row of the paper beside ours: ``lines`` of (label, paper, ours, difference in points), verdict, structure."""
-    deltas = [
-        None if None in pair else pair[0] - pair[1]
-        for pair in ((printed.top1, printed.base_top1), (record.compressed.top1, record.dense.top1))
-    ]
+    ours = None if None in (record.compressed.top1, record.dense.top1) else record.compressed.top1 - record.dense.top1
     both = [
         ("top-1", printed.top1, record.compressed.top1, "{:.2f} %"),
         ("top-1 of the dense net", printed.base_top1, record.dense.top1, "{:.2f} %"),
-        ("change of top-1", *deltas, "{:+z.2f} points"),
+        ("change of top-1", delta(printed), ours, "{:+z.2f} points"),
         ("top-5", printed.top5, record.compressed.top5, "{:.2f} %"),
         ("top-5 of the dense net", printed.base_top5, record.dense.top5, "{:.2f} %"),
     ]
@@ -188,12 +198,18 @@ def claim(printed: Reported, record: Record, row: dict[str, Any]) -> dict[str, A
     }
 
 
-def accountings(record: Record, rows: Iterable[Reported]) -> list[tuple[str, str, list[str]]]:
+def by_rule(record: Record, rows: Iterable[Reported]) -> dict[str, Counts]:
+    """Both nets under the counting rules of the record, and under those of the paper's rows that are known for it."""
+    names = sorted({*record.counted, *(printed.rule for printed in rows if printed.rule != "mac")})
+    return {name: both for name in names if (both := counts(record, name))}
+
+
+def accountings(
+    record: Record, counted: dict[str, Counts], rows: Iterable[Reported]
+) -> list[tuple[str, str, list[str]]]:
     """(name, the paper's table, six texts) of every accounting: dense, compressed, reduction of params and of MACs."""
-    old, new = record.dense, record.compressed
-    counts = {"params": new.params, "macs": new.macs, "dense_params": old.params, "dense_macs": old.macs}
-    found = [("physical", "", _counts(counts))]
-    found += [(f"rule {rule}", "", _counts(counts)) for rule, counts in sorted(record.counted.items())]
+    found = [("physical", "", _counts(of_costs("mac", record.dense, record.compressed)))]
+    found += [(f"rule {rule}", "", _counts(both)) for rule, both in counted.items()]
     for printed in rows:
         texts = ["", _form(printed.params, "{:,.0f}"), _form(printed.params_reduction, "{:g} %")]
         texts += ["", _form(printed.macs, "{:,.0f}"), _form(printed.macs_reduction, "{:g} %")]
@@ -203,8 +219,8 @@ def accountings(record: Record, rows: Iterable[Reported]) -> list[tuple[str, str
     return found
 
 
-def _counts(counts: dict[str, int]) -> list[str]:
-    pairs = [(counts[f"dense_{name}"], counts[name]) for name in ("params", "macs")]
+def _counts(both: Counts) -> list[str]:
+    pairs = [(both[f"dense_{name}"], both[name]) for name in ("params", "macs")]
     return [t for a, b in pairs for t in (f"{a:,}", f"{b:,}", f"{100 * (1 - b / a):.1f} %" if a else "")]
 
 
@@ -254,11 +270,13 @@ def scalar(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-# ---------------------------------------------------------------------------------------------- the training curve
+# ------------------------------------------------------------------------------------------------------------ curves
+
+Points = list[tuple[float, float | None]]
 
 
 def panels(curve: list[list[float | None]]) -> list[dict[str, Any]]:
-    """Loss and learning rate over the steps: an SVG path in a box of 1000 x 100, ticks as (place in percent, text)."""
+    """Loss and learning rate over the steps, each ``drawn``, with a name and a sentence for those who cannot see it."""
     found = []
     for name, index in (("training loss", 1), ("learning rate", 2)):
         points = [(point[0], point[index]) for point in curve if point[0] is not None]
@@ -267,21 +285,47 @@ def panels(curve: list[list[float | None]]) -> list[dict[str, Any]]:
             continue
         log = index == 1 and 0 < 100 * min(values) <= max(values)
         shown = [(x, math.log10(y) if log and y is not None else y) for x, y in points]
-        y_low, y_high, y_ticks = _axis([y for _, y in shown if y is not None], zero=not log, whole=log)
-        x_low, x_high, x_ticks = _axis([x for x, _ in shown], whole=True)
-        places = [(_place(x, x_low, x_high), None if y is None else 100 - _place(y, y_low, y_high)) for x, y in shown]
         first, last = values[0], values[-1]
         found.append(
             {
                 "name": name + (", logarithmic" if log else ""),
                 "alt": f"{name.capitalize()} over the training steps: it starts at {first:.4g}, ends at {last:.4g}, "
                 f"and lies between {min(values):.4g} and {max(values):.4g}.",
-                "path": _path(places),
-                "y": [(_place(y, y_low, y_high), f"{10**y if log else y:g}") for y in y_ticks],
-                "x": [(_place(x, x_low, x_high), f"{x:,.10g}") for x in x_ticks],
+                **drawn({"path": shown}, log, zero=not log),
             }
         )
     return found
+
+
+def search_panel(search: Search) -> dict[str, Any]:
+    """The reward of every episode as a dot, the best so far as a line: a panel like the others."""
+    dots = [point for x, y in enumerate(search.rewards, 1) for point in ((x, y), (x, None))]
+    best, first = search.best, search.rewards[0]
+    return {
+        "name": "reward",
+        "alt": f"Reward by episode: of {len(best)} the first has {first:.4g} and the best {best[-1]:.4g}, found in "
+        f"episode {search.rewards.index(best[-1]) + 1}.",
+        **drawn({"dots": dots, "path": list(enumerate(best, 1))}),
+    }
+
+
+def drawn(lines: dict[str, Points], log: bool = False, zero: bool = False) -> dict[str, Any]:
+    """Lines in one box of 1000 x 100: an SVG path by the name of each, ticks ``x`` and ``y`` as (percent, text).
+
+    A line has a gap where y is None. ``log``: y is a logarithm to base 10; ``zero``: 0 is on its axis.
+    """
+    points = [point for line in lines.values() for point in line]
+    y_low, y_high, y_ticks = _axis([y for _, y in points if y is not None], zero, whole=log)
+    x_low, x_high, x_ticks = _axis([x for x, _ in points], whole=True)
+
+    def place(x: float, y: float | None) -> tuple[float, float | None]:
+        return _place(x, x_low, x_high), None if y is None else 100 - _place(y, y_low, y_high)
+
+    return {
+        **{name: _path(place(*point) for point in line) for name, line in lines.items()},
+        "y": [(_place(y, y_low, y_high), f"{10**y if log else y:g}") for y in y_ticks],
+        "x": [(_place(x, x_low, x_high), f"{x:,.10g}") for x in x_ticks],
+    }
 
 
 def _axis(values: list[float], zero: bool = False, whole: bool = False) -> tuple[float, float, list[float]]:

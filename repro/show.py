@@ -90,7 +90,8 @@ def _latency(latency: dict[str, Any]) -> Table:
     for cell in latency["cells"]:
         times = [f"{cell[f'{net}_ms']:.3g} ± {cell[f'{net}_spread_ms']:.2g} ms" for net in ("dense", "compressed")]
         ratio = f"{cell['dense_ms'] / cell['compressed_ms']:.2f}x"
-        claim = ratio if latency["kernel"] == "dense" else "no fast kernel"
+        claim = "no fast kernel" if latency["kernel"] == "no_fast_kernel" else ratio
+        claim += " (popcount)" if cell.get("kernel") == "popcount" else ""
         table.add_row(latency["runtime"], str(cell["threads"]), str(cell["batch"]), *times, claim)
     return table
 

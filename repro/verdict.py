@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from baselines.errors import UserError
 from methods.base import Method, Reported
-from repro.record import Measurement, Record, plain
+from repro.counting import Counts, of_costs
+from repro.record import Record, plain
 
 if TYPE_CHECKING:
     from baselines.base import Baseline
@@ -46,16 +46,20 @@ def verdict(printed: Reported, row: dict[str, Any]) -> str:
     """How the row's accuracy compares with the paper's; only at budget ``paper`` can it be a reproduction."""
     if row["budget"] != "paper":
         return "reduced budget"
-    if printed.top1 is None:
+    theirs = delta(printed)
+    if theirs is None and printed.top1 is None:
         return "no accuracy printed"
     if not row["n"]:
         return "not reproduced"
-    if printed.base_top1 is None:
-        gap = abs(row["top1"] - printed.top1)
-    else:
-        gap = abs(row["delta"] - (printed.top1 - printed.base_top1))
-    gap = round(gap, 4)
+    gap = round(abs(row["top1"] - printed.top1 if theirs is None else row["delta"] - theirs), 4)
     return "reproduced" if gap <= REPRODUCED else "close" if gap <= CLOSE else "not reproduced"
+
+
+def delta(printed: Reported) -> float | None:
+    """The change of top-1 in points that a row prints, or that follows from its two accuracies; None: neither."""
+    if printed.delta is not None:
+        return printed.delta
+    return None if None in (printed.top1, printed.base_top1) else printed.top1 - printed.base_top1
 
 
 def structure(printed: Reported, group: list[Record]) -> str:
@@ -65,34 +69,26 @@ def structure(printed: Reported, group: list[Record]) -> str:
         count, share = getattr(printed, name), getattr(printed, f"{name}_reduction")
         if count is None and share is None:
             continue
-        known = [r for r in group if _counted(r, printed.rule, name) is not None]
-        ours = [_counted(r, printed.rule, name) for r in known]
+        known = [both for r in group if (both := counts(r, printed.rule))]
         if not known:
             found.append(f"{what} not counted by rule {printed.rule}")
         elif count is not None:
-            worst = max((new - count for new in ours), key=abs)
+            worst = max((both[name] - count for both in known), key=abs)
             exact = abs(worst) <= _rounding(count)
             found.append(f"{what} exact" if exact else f"{what} differ by {100 * worst / count:+.1f} %")
         else:
-            olds = [_dense(r.dense, r.counted, printed.rule, name) for r in known]
-            worst = max((100 * (1 - new / old) - share for new, old in zip(ours, olds, strict=True)), key=abs)
+            worst = max((100 * (1 - both[name] / max(1, both[f"dense_{name}"])) - share for both in known), key=abs)
             exact = abs(worst) <= _rounding(share, percent=True)
             found.append(f"{what} exact" if exact else f"{what} differ by {worst:+.1f} points of reduction")
     return ", ".join(found)
 
 
-def _counted(record: Record, rule: str, name: str) -> int | None:
-    """Params or MACs of the compressed net under a counting rule; None where nobody counted them so."""
-    if rule in ("mac", "two_per_mac"):
-        return getattr(record.compressed, name) * (2 if (rule, name) == ("two_per_mac", "macs") else 1)
-    return record.counted.get(rule, {}).get(name)
+def counts(record: Record, rule: str) -> Counts | None:
+    """Both nets under a counting rule; None where nobody counted them so.
 
-
-def _dense(dense: Measurement, counted: Mapping[str, dict[str, int]], rule: str, name: str) -> int:
-    """Params or MACs of the dense net under a counting rule; as measured where nobody counted them so."""
-    if rule not in ("mac", "two_per_mac") and rule in counted:
-        return max(1, counted[rule][f"dense_{name}"])
-    return max(1, getattr(dense, name) * (2 if (rule, name) == ("two_per_mac", "macs") else 1))
+    A rule that came after the record is applied to the costs in it, if it needs no more: the counts are the same.
+    """
+    return record.counted.get(rule) or of_costs(rule, record.dense, record.compressed)
 
 
 def _rounding(printed: float, percent: bool = False) -> float:
@@ -102,19 +98,17 @@ def _rounding(printed: float, percent: bool = False) -> float:
     return unit / 2 * (1 + 1e-9)
 
 
-def contradictions(
-    printed: Reported, dense: Measurement, counted: Mapping[str, dict[str, int]] | None = None
-) -> list[str]:
+def contradictions(printed: Reported, record: Record) -> list[str]:
     """Sentences on printed reductions that do not follow from the printed counts: reduction = 1 - new / old.
 
-    ``old`` is the dense net by the paper's own rule, from the record's ``counted`` where the rule is not ``mac``.
+    ``old`` is the dense net by the paper's own rule; as stored and executed where nobody counted it so.
     """
-    found = []
+    known, found = counts(record, printed.rule) or counts(record, "mac"), []
     for name, what in (("params", "parameters"), ("macs", "MACs")):
         new, share = getattr(printed, name), getattr(printed, f"{name}_reduction")
-        old = _dense(dense, counted or {}, printed.rule, name)
         if new is None or share is None:
             continue
+        old = max(1, known[f"dense_{name}"])
         implied = 100 * (1 - new / old)
         if abs(implied - share) > 100 * _rounding(new) / old + _rounding(share, True) + SLACK:
             found.append(
@@ -126,9 +120,9 @@ def contradictions(
 
 def cell(printed: Reported) -> str:
     """What the paper prints, in one table cell."""
-    delta = None if None in (printed.top1, printed.base_top1) else printed.top1 - printed.base_top1
+    change = delta(printed)
     accuracy = "/".join(f"{value:g}" for value in (printed.top1, printed.top5) if value is not None)
-    words = [f"{printed.label}:", accuracy, "" if delta is None else f"(Δ {delta:+z.2f})", f"({printed.source})"]
+    words = [f"{printed.label}:", accuracy, "" if change is None else f"(Δ {change:+z.2f})", f"({printed.source})"]
     return " ".join(filter(None, words))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from methods.kit.coding import Coding, attach, attach_input
 from repro import checks, counting, show, structures
 from repro.counting import counted, layer_costs
 from repro.measure import layers
-from repro.verdict import contradictions, structure
+from repro.verdict import contradictions, counts, structure
 
 X = torch.zeros(1, 3, 16, 16)
 
@@ -161,12 +162,79 @@ def test_counting_leaves_the_nets_as_they_were():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+# -- what is not zero
+
+
+def sparse():
+    """A net that has lost filters and single weights, and a dense one that has zeros as well."""
+    dense, net = narrower()
+    with torch.no_grad():
+        dense.features[0].weight[1, 2], dense.features[4].bias[3], dense.classifier[3].weight[:, ::2] = 0, 0, 0
+        net.features[0].weight[::2, 1], net.classifier[1].weight[5:9, 7], net.features[5].bias[6] = 0, 0, 0
+    return dense, net
+
+
+def not_zero(net):
+    """(params, MACs) that are not zero: numpy on every parameter, and pixels of the maps for each weight."""
+    params = sum(np.count_nonzero(p.detach().numpy()) for p in net.parameters())
+    return params, sum(pixels * np.count_nonzero(m.weight.detach().numpy()) for m, _, pixels in parts(net).values())
+
+
+def extra(module, make):
+    """Counts of the rule less numpy's, for the compressed and for the dense net."""
+    dense, net = make()
+    got = module.RULES["nonzero"](dense, net, X)
+    expected = (*not_zero(net), *not_zero(dense))
+    return [a - b for a, b in zip(got.values(), expected, strict=True)]
+
+
+@pytest.mark.parametrize("make", [sparse, masked])
+def test_nonzero_is_what_numpy_counts(make):
+    assert extra(counting, make) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"nonzero": ("nonzero", "effective_macs", 1)', '"nonzero": ("params", "effective_macs", 1)'),
+        ('"nonzero": ("nonzero", "effective_macs", 1)', '"nonzero": ("nonzero", "macs", 1)'),
+        ('"nonzero": ("nonzero", "effective_macs", 1)', '"nonzero": ("nonzero", "effective_macs", 2)'),
+        ('"dense_params": getattr(dense, params)', '"dense_params": dense.params'),
+        ("operations * getattr(dense, macs)", "operations * dense.macs"),
+    ],
+    ids=["all params", "all MACs", "two per MAC", "all of the dense params", "all of the dense MACs"],
+)
+def test_numpy_catches_a_changed_count(old, new):
+    assert any(extra(mutant(counting, old, new), sparse))
+
+
+def from_the_costs(module, rule):
+    """Whether a record that knows no rule gives the counts that the rule takes on the networks."""
+    dense, net = sparse()
+    costs = [replace(measured(), **asdict(cost(one, X))) for one in (dense, net)]
+    record = a_record(dense=costs[0], compressed=costs[1])
+    found = module.of_costs(rule, *costs)
+    return found == counted(dense, net, X)[rule] == counts(record, rule)
+
+
+@pytest.mark.parametrize("rule", list(counting.TAKEN))
+def test_a_record_from_before_a_rule_gives_the_same_counts(rule):
+    assert from_the_costs(counting, rule)
+    assert not from_the_costs(mutant(counting, "getattr(compressed, params)", "dense.params"), rule)
+
+
+def test_a_record_from_before_hranks_rule_has_no_such_counts_and_recorded_ones_go_first():
+    own = {"params": 1, "macs": 2, "dense_params": 3, "dense_macs": 4}
+    assert counts(a_record(), "hrank_out_only") is None
+    assert counts(a_record(counted={"nonzero": own}), "nonzero") == own
+
+
 # -- which rules there are
 
 
 def test_two_per_mac_doubles_the_operations_and_no_parameter():
     found = counted(*narrower(), X)
-    assert list(found) == ["mac", "two_per_mac", "hrank_out_only"]
+    assert list(found) == ["mac", "two_per_mac", "nonzero", "hrank_out_only"]
     assert found["two_per_mac"] == {k: v * (2 if k.endswith("macs") else 1) for k, v in found["mac"].items()}
     dense, net = narrower()
     sizes = [*size_of(net, (3, 16, 16)), *size_of(dense, (3, 16, 16))]
@@ -204,7 +272,7 @@ def replaced(index, module):
     ],
 )
 def test_a_rule_without_a_meaning_is_absent(dense, net):
-    assert list(counted(dense, net, X)) == ["mac", "two_per_mac"]
+    assert list(counted(dense, net, X)) == ["mac", "two_per_mac", "nonzero"]
 
 
 def test_the_checks_know_the_same_rules():
@@ -217,8 +285,8 @@ def test_a_printed_reduction_is_held_against_the_dense_net_of_its_own_rule():
     row = Reported("net", "row", "Table 1", params=600.0, params_reduction=25.0, rule="hrank_out_only")
     share = Reported("net", "row", "Table 1", params_reduction=25.0, rule="hrank_out_only")
     assert structure(share, [record]) == "params exact"
-    assert contradictions(row, record.dense, record.counted) == []
-    (sentence,) = contradictions(row, record.dense)
+    assert contradictions(row, record) == []
+    (sentence,) = contradictions(row, replace(record, counted={}))
     assert "of this net's 1,000 are 40.0 % fewer" in sentence
 
 

@@ -1,19 +1,24 @@
 """The leaderboard: what is put together, what is kept apart, and what it refuses to claim."""
 
 import csv
+import functools
 import io
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from oracle import mutant
 from test_records import CELL, LATENCY, a_record, measured
 
 import methods
 from baselines import base
 from methods.base import Method, Reported
-from repro import leaderboard, registry
+from repro import leaderboard, registry, surveys, verdict
+from repro.boards import search_of
 from repro.record import load_all
 
 NET = "vgg16_cifar10"
@@ -337,6 +342,37 @@ def test_the_verdict_compares_the_deltas_at_the_papers_budget(top1, verdict):
     assert (row["paper"], row["verdict"]) == ("Fake-A: 93.4 (Δ -0.56) (Table 1)", verdict)
 
 
+LOSS = Reported(NET, "Fake-D", "Table 3", delta=-1.0)
+
+
+def losses_are_compared(module):
+    """Whether a row that prints a loss of one point is reproduced by losses within half a point, close within one."""
+    found = [
+        module.verdict(LOSS, {"budget": "paper", "n": 3, "top1": 0.0, "delta": d}) for d in (-0.5, -1.5, -1.9, 1.0)
+    ]
+    return found == ["reproduced", "reproduced", "close", "not reproduced"]
+
+
+def test_a_row_that_prints_a_loss_alone_compares_losses():
+    assert losses_are_compared(verdict)
+    for old, new in (('row["delta"] - theirs', 'row["delta"] + theirs'), ("return printed.delta\n", "return None\n")):
+        assert not losses_are_compared(mutant(verdict, old, new))
+
+
+def test_a_loss_stands_in_the_cell_without_an_accuracy():
+    classes = {**METHODS, "fake": type("Loses", (Fake,), {"reported": (LOSS,)})}
+    (board,) = leaderboard.build([a_run(92.6, budget="paper")], classes, BASELINES).boards
+    assert (board.rows[0]["paper"], board.rows[0]["verdict"]) == ("Fake-D: (Δ -1.00) (Table 3)", "reproduced")
+    (board,) = leaderboard.build([a_run(92.6)], classes, BASELINES).boards
+    assert board.rows[0]["verdict"] == "reduced budget"
+
+
+def test_no_method_prints_a_change_beside_the_accuracies_that_it_follows_from():
+    rows = [row for entry in registry.entries().values() if entry.cls for row in entry.cls.reported]
+    changes = [row for row in rows if row.delta is not None]
+    assert len(changes) >= 6 and all((row.top1, row.base_top1) == (None, None) for row in changes)
+
+
 @pytest.mark.parametrize("budget", ["zero", "short"])
 def test_a_reduced_budget_is_never_a_reproduction(budget):
     (row,) = rows([a_run(92.94, budget=budget)])
@@ -417,6 +453,18 @@ def test_the_reductions_under_the_papers_own_rule_stand_beside_the_physical_ones
     assert "paper's rule |" not in leaderboard.markdown(leaderboard.build([dense(), a_run()], METHODS, BASELINES))
 
 
+@pytest.mark.parametrize("counted", [{}, {"nonzero": {**by_rule(250, 10_000), "dense_params": 1_000}}])
+def test_zeros_are_gone_where_the_paper_counts_so_also_in_records_from_before_the_rule(counted):
+    net = replace(measured(92.0), nonzero=250, effective_macs=10_000)
+    row = replace(Fake.reported[0], params=None, macs=None, params_reduction=75.0, macs_reduction=90.0, rule="nonzero")
+    classes = {**METHODS, "fake": type("Sparse", (Fake,), {"reported": (row,)})}
+    (board,) = leaderboard.build([a_run(compressed=net, counted=counted)], classes, BASELINES).boards
+    found = board.rows[0]
+    assert (found["structure"], found["paper_rule"]) == ("params exact, MACs exact", "nonzero")
+    assert (found["params_reduction_paper_rule"], found["macs_reduction_paper_rule"]) == (0.75, 0.9)
+    assert found["params_reduction"] == found["macs_reduction"] == 0.0
+
+
 def timed(kernel="dense", loaded=False):
     """A latency of 2x at batch 1 on one thread, 4x at batch 64 on two."""
     cells = [{**CELL, "batch": 1}, {**CELL, "batch": 64}, {**CELL, "threads": 2, "batch": 1}]
@@ -460,6 +508,110 @@ def test_a_printed_cell_is_checked_against_the_dense_net_as_its_paper_counts_it(
         assert bool(board.footnotes) == contradicts
 
 
+# -------------------------------------------------------------------------------------------------------- searches
+
+WIDE = [{"name": f"features.{i}", "dense": [8, 3], "compressed": [8, 3]} for i in (3, 10, 7)]  # in network order
+FOUND = {"features.10": 0.5, "features.3": 0.25, "features.7": 1.0}  # by the alphabet, as a file has them
+ALIKE = {"features.10": 0.6, "features.3": 0.625, "features.7": 0.5}
+
+
+def a_search(seed=0, **details):
+    """A run whose method searched."""
+    told = {"policy": FOUND, "uniform": ALIKE, "rewards": [-0.5, -0.75, -0.25, -0.3], **details}
+    return a_run(method="other", family="search", seed=seed, details=told, layers=WIDE)
+
+
+def test_a_search_is_read_in_network_order():
+    found = search_of(a_search())
+    assert list(found.policy.items()) == [("features.3", 0.25), ("features.10", 0.5), ("features.7", 1.0)]
+    assert list(found.uniform.values()) == [0.625, 0.6, 0.5] and found.best == [-0.5, -0.5, -0.25, -0.25]
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"policy": None}, {"policy": {}, "uniform": {}}, {"policy": {**FOUND, "x": 0.5}}, {"uniform": [0.5]},
+        {"uniform": {**ALIKE, "features.3": 1.2}}, {"policy": {**FOUND, "features.3": True}},
+        {"policy": {**FOUND, "features.3": "0.5"}}, {"rewards": []}, {"rewards": [None]}, {"rewards": [1e30]},
+        {"rewards": "-0.5"},
+    ],
+)  # fmt: skip
+def test_what_is_no_search_is_none(details):
+    assert search_of(a_search(**details)) is None and search_of(a_run()) is None
+    (board,) = built([a_search(**details)]).boards
+    assert "search of" not in leaderboard.markdown(built([a_search(**details)])) and board.rows[0]["_searches"] == []
+
+
+def drawn_to_scale(module, seeds=1):
+    """Whether bars, lines and dots are where numpy puts them: means over the seeds, running maxima."""
+    from matplotlib.figure import Figure
+
+    runs = [a_search(seed, policy={name: share / (seed + 1) for name, share in FOUND.items()}) for seed in range(seeds)]
+    runs[-1].details["rewards"] = [-1.0, -0.9, -0.95]
+    searches = [search_of(run) for run in runs]
+    left, right = Figure().subplots(1, 2)
+    module._draw_policy(left, searches)
+    module._draw_rewards(right, searches)
+    names = ["features.3", "features.10", "features.7"]
+    means = np.mean([[run.details["policy"][name] for name in names] for run in runs], axis=0)
+    levels = [segment[:, 1].tolist() for segment in left.collections[0].get_segments()]
+    curves = [line.get_ydata().tolist() for line in right.lines]
+    tried = [run.details["rewards"] for run in runs]
+    return (
+        np.allclose([bar.get_height() for bar in left.patches], means, atol=1e-4)
+        and levels == [[ALIKE[name]] * 2 for name in names]
+        and [label.get_text() for label in left.get_xticklabels()] == names
+        and len(left.lines) == (seeds if seeds > 1 else 0)
+        and curves == [list(y) for one in tried for y in (one, np.maximum.accumulate(one))]
+    )
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_search_is_drawn_to_scale(seeds):
+    assert drawn_to_scale(leaderboard, seeds)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('means("policy"), color', 'means("uniform"), color'),
+        ('means("uniform"), *ends', 'means("policy"), *ends'),
+        ("axes.plot(episodes, search.best,", "axes.plot(episodes, search.rewards,"),
+    ],
+)
+def test_the_scale_catches_a_changed_line(old, new):
+    assert not drawn_to_scale(mutant(leaderboard, old, new))
+
+
+def described(path):
+    """What a picture says that it shows."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return json.loads(picture.info.get("Description", "null"))
+
+
+def test_a_search_has_a_figure_that_says_what_it_shows(tmp_path):
+    runs = [a_search(), a_search(1), dense()]
+    first = leaderboard.write(built(runs), tmp_path / "a")
+    second = leaderboard.write(built(runs[::-1]), tmp_path / "b")
+    name = f"figures/{NET}-short-other-{runs[0].id}.png"
+    assert [path.relative_to(tmp_path / "a").as_posix() for path in first][3:] == [name]
+    assert f"({name})" in first[0].read_text() and "What the search of other found (defaults):" in first[0].read_text()
+    assert first[3].read_bytes() == second[3].read_bytes()
+    rewards = [-0.5, -0.75, -0.25, -0.3]
+    assert described(first[3]) == [{"policy": FOUND, "uniform": ALIKE, "rewards": rewards}] * 2
+    board = {"dense": 93.5, "points": [["search", 0.6, 92.25, 0.0]]}
+    assert described(first[2]) == board
+
+
+def test_signs_in_names_are_only_signs(tmp_path):
+    odd = {"$x_{": 0.5, "<b>": 0.25}
+    run = replace(a_search(policy=odd, uniform=odd), hyperparameters={"ratio": 0.5, "mode": "$a$\\frac"}, id="")
+    *_, path = leaderboard.write(built([run]), tmp_path)
+    assert described(path)[0]["policy"] == odd
+
+
 # ------------------------------------------------------------------------------------------------------- the files
 
 
@@ -501,16 +653,46 @@ def test_an_empty_leaderboard_says_so(tmp_path):
     assert "No runs are recorded yet." in (tmp_path / "leaderboard.md").read_text()
 
 
-def test_the_committed_tables_are_what_the_committed_records_give():
-    results = Path(methods.__file__).parent.parent / "results"
-    records, problems = load_all(results)
+RESULTS = Path(methods.__file__).parent.parent / "results"
+
+
+@functools.cache
+def committed():
+    """(the committed records, the tables that they give, the texts of the surveys)."""
+    records, problems = load_all(RESULTS)
     assert problems == []
-    committed = {name: results / f"leaderboard.{name}" for name in ("md", "csv")}
-    if not records and not any(path.exists() for path in committed.values()):
-        return
     classes = {name: entry.cls for name, entry in registry.entries().items() if entry.cls}
-    boards = leaderboard.build(records, classes, {name: base.load(name) for name in base.names()})
+    baselines = {name: base.load(name) for name in base.names()}
+    boards = leaderboard.build(records, classes, baselines)
+    return records, boards, surveys.files(surveys.build(records, boards, classes, baselines))
+
+
+def test_the_committed_tables_are_what_the_committed_records_give():
+    records, boards, _ = committed()
+    paths = {name: RESULTS / f"leaderboard.{name}" for name in ("md", "csv")}
+    if not records and not any(path.exists() for path in paths.values()):
+        return
     for name, text in {"md": leaderboard.markdown(boards), "csv": leaderboard.csv(boards)}.items():
-        assert committed[name].is_file(), f"{committed[name]} is missing: run `python -m repro leaderboard`."
-        same = committed[name].read_bytes() == text.encode()
-        assert same, f"{committed[name]} is not what the records give: run `python -m repro leaderboard`."
+        assert paths[name].is_file(), f"{paths[name]} is missing: run `python -m repro leaderboard`."
+        same = paths[name].read_bytes() == text.encode()
+        assert same, f"{paths[name]} is not what the records give: run `python -m repro leaderboard`."
+
+
+def test_the_committed_surveys_are_what_the_committed_records_give():
+    _, _, texts = committed()
+    theirs = {"surveys.md", *(str(path.relative_to(RESULTS)) for path in RESULTS.glob("surveys/*"))}
+    assert theirs == texts.keys(), "delete what is too much, run `python -m repro leaderboard` for what is missing"
+    for name, text in texts.items():
+        same = (RESULTS / name).read_bytes() == text.encode()
+        assert same, f"{name} is not what the records give: run `python -m repro leaderboard`."
+
+
+def test_the_committed_figures_show_what_the_committed_records_give(tmp_path):
+    """By what each picture says that it shows: the bytes are those of one version of matplotlib."""
+    drawn = {p.name: p for p in leaderboard.write(committed()[1], tmp_path) if p.suffix == ".png"}
+    theirs = {path.name: path for path in RESULTS.glob("figures/*.png")}
+    left = [name for name in theirs.keys() - drawn.keys() if re.search("-[0-9a-f]{12}.png$", name)]
+    assert left == [], "figures of searches whose records are gone: delete them"
+    for name, path in drawn.items():
+        same = name in theirs and described(theirs[name]) == described(path)
+        assert same, f"figures/{name} is not what the records give: run `python -m repro leaderboard`."

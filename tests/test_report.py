@@ -13,12 +13,14 @@ from pathlib import Path
 
 import jinja2
 import pytest
+from oracle import mutant
 from test_leaderboard import NET, PUBLISHED, Fake
 from test_records import a_record, measured
 
 from methods.base import Method, Paper, Reported
 from repro import __main__ as cli
 from repro import registry, report
+from repro.boards import search_of
 from repro.record import Measurement, code_version
 from repro.verdict import deviation_texts, deviations
 
@@ -212,6 +214,48 @@ def test_odd_layers_do_not_break_the_page():
     Read(a_page(a_record(layers=[])))
 
 
+SEARCHED = {"policy": {"b": 1.0, "a": 0.625}, "uniform": {"b": 0.75, "a": 0.75}, "rewards": [-0.5, -0.75, -0.25]}
+
+
+def test_a_search_shows_its_policy_and_its_rewards():
+    page = a_page(a_full(details=SEARCHED))
+    text = Read(page).text
+    assert "a 62.5 % 75.0 % alike b 100.0 % 75.0 % alike" in text  # in network order
+    assert '<b style="width:62.50%"></b><u style="left:75.00%"></u>' in page
+    assert "of 3 the first has -0.5 and the best -0.25, found in episode 3." in page
+    assert "What the search found" not in a_page()
+
+
+def search_is_to_scale(module):
+    """Whether each reward is a dot and the line runs along the best so far, in 1000 x 100, down from the top."""
+    panel = module.search_panel(search_of(a_full(details=SEARCHED)))
+    return (panel["dots"], panel["path"]) == (
+        "M0.0 50.00h0M500.0 100.00h0M1000.0 0.00h0",
+        "M0.0 50.00h0L500.0 50.00L1000.0 0.00",
+    )
+
+
+def test_a_search_is_drawn_to_scale():
+    assert search_is_to_scale(report)
+    for old, new in (
+        ('"path": list(enumerate(best, 1))', '"path": list(enumerate(search.rewards, 1))'),
+        ("for point in ((x, y), (x, None))]", "for point in ((x, y),)]"),
+        ("100 - _place(y, y_low, y_high)", "_place(y, y_low, y_high)"),
+    ):
+        assert not search_is_to_scale(mutant(report, old, new))
+
+
+def test_a_paper_that_prints_a_loss_and_counts_what_is_not_zero():
+    row = Reported(NET, "Loses", "Table 9", delta=-1.0, params_reduction=59.5, rule="nonzero")
+    cls = type("Loses", (Claimed,), {"reported": (row,)})
+    read = Read(a_page(a_full(counted={}), cls))
+    assert read.rows(1) == {"accuracy": ["paper", "this run", "difference"],
+                            "change of top-1": ["-1.00 points", "-1.26 points", "-0.26 points"]}  # fmt: skip
+    assert "Loses, Table 9 Verdict: reproduced . Structure: params exact." in read.text
+    ours = ["1,234,560", "500,001", "59.5 %", "321,456,700", "90,100,200", "72.0 %"]
+    assert read.rows(2)["rule nonzero"] == ours and "weights that are zero count nowhere" in read.text
+
+
 def test_thousands_of_layers():
     layers = [LAYERS[0] | {"name": f"layer{i}"} for i in range(1000)]
     read = Read(a_page(a_full(layers=layers)))
@@ -306,9 +350,10 @@ def a_page_with(word):
     Odd.__doc__ = f"A method.\n\n    Deviations\n    - {word}\n"
     layers = [layer | {"name": word} for layer in LAYERS]
     nested = {word: [word, {word: [[[[word]]]]}, [word] * 20]}
+    searched = {"policy": {word: 0.5}, "uniform": {word: 0.25}, "rewards": [1.0, 2.0]}
     latency = LATENCY | {"runtime": word, "device": word, "loaded": True}
     record = a_full(
-        method=word, family=word, baseline=NET, recipe=word, details=nested, options=nested, layers=layers,
+        method=word, family=word, baseline=NET, recipe=word, details=nested | searched, options=nested, layers=layers,
         counted={word: RULE}, latency=latency, provenance=a_record().provenance | nested, meter={word: 1}, parent=word,
         status=word,
     )  # fmt: skip
@@ -330,6 +375,7 @@ def test_hostile_texts_are_only_texts():
 def test_the_oracle_catches_a_page_that_does_not_escape(monkeypatch):
     real = jinja2.Environment
     monkeypatch.setattr(jinja2, "Environment", lambda **settings: real(**settings | {"autoescape": False}))
+    monkeypatch.setattr(report, "_template", report._template.__wrapped__)
     with pytest.raises(AssertionError):  # the tags do not close any more
         assert harmless(a_page_with(HOSTILE))
 
@@ -412,6 +458,8 @@ def browsed(page, folder):
 def test_a_browser_shows_the_page_at_both_widths_without_complaint(tmp_path):
     long = {"a_long_word_" * 20: "ab" * 300, "list": ["cd" * 100] * 20, "rates": list(range(200))}
     layers = [LAYERS[0] | {"name": "block." * 30 + str(i)} for i in range(60)]
+    shares = {layer["name"]: 0.5 for layer in layers}
+    long |= {"policy": shares, "uniform": shares, "rewards": [-0.5 / n for n in range(1, 400)]}
     page = a_page(a_full(details=long, layers=layers, hyperparameters={"ratio": 0.5}))
     found, console = browsed(page, tmp_path)
     assert console == []

@@ -56,7 +56,7 @@ def test_a_run_writes_a_valid_record_of_what_it_measured(tmp_path):
     )
     old, new = kept.dense, kept.compressed
     mac = {"params": new.params, "macs": new.macs, "dense_params": old.params, "dense_macs": old.macs}
-    assert kept.counted["mac"] == mac and set(kept.counted) == {"mac", "two_per_mac", "hrank_out_only"}
+    assert kept.counted["mac"] == mac and set(kept.counted) == {"mac", "two_per_mac", "nonzero", "hrank_out_only"}
     assert [(c["batch"], c["rounds"] >= 3) for c in kept.latency["cells"][:2]] == [(1, True), (64, True)]
     assert kept.latency["kernel"] == "dense"
 

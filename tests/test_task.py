@@ -57,7 +57,7 @@ def test_the_budget_decides_the_steps(budget, calls, steps):
     "budget, granted",
     [
         ("paper", [400, 11, 2, 0]),
-        ("short", [40, 2, 1, 1]),
+        ("short", [40, 2, 1, 0]),
         ("smoke", [3, 3, 2, 0]),
         ("zero", [1, 1, 1, 0]),
     ],

@@ -8,10 +8,11 @@ episode is stored (each step with the reward of the end), and the learning rates
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from torch import nn
 from baselines.cost import layer_macs
 from baselines.errors import UserError
 from baselines.task import random_state, set_random_state
-from methods.kit import reconstruct
+from methods.kit import reconstruct, surgery
 from methods.kit.features import Site
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ TAU, GAMMA, BATCH, MEMORY = 0.01, 1.0, 64, 100  # MEMORY: transitions kept per l
 SIGMA, DECAY = 0.5, 0.95  # of the exploration, and its factor from episode to episode behind the warm-up
 SLACK = 1e-6  # of a unit, for rounding errors
 SMOOTHING = 0.5  # of the moving average that is taken off the rewards
+STEPS = 10**6  # to which a uniform share is found
 
 Actions = tuple[float, ...]
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -125,6 +127,19 @@ class Counts:
         low = self._up(layer, self._affordable(layer, actions, self.sizes))
         return min(low, high) / self.sizes[layer], high / self.sizes[layer]
 
+    def uniform(self, actions: Actions) -> Actions:
+        """The largest share, the same for all layers, that costs no more than ``actions`` do: in counts that may be.
+
+        A layer whose least is more than that share has its least.
+        """
+        limit = self.total(self.of(actions)) * (1 + SLACK)
+
+        def counts(share: int) -> np.ndarray:
+            return np.array([self._down(layer, share / STEPS * size) for layer, size in enumerate(self.sizes)])
+
+        largest = bisect.bisect_right(range(STEPS + 1), limit, key=lambda share: self.total(counts(share))) - 1
+        return tuple((counts(largest) / self.sizes).tolist())
+
     def _affordable(self, layer: int, actions: Actions, later: np.ndarray) -> float:
         """How many units of the layer, not rounded, meet the goal when the layers behind it have ``later``."""
         none, whole = (np.array([*self.of(actions), n, *later[layer + 1 :]]) for n in (0, self.sizes[layer]))
@@ -173,6 +188,34 @@ class Found:
     evaluations: int
     seconds: float
 
+    def facts(self, names: Sequence[str], counts: Counts) -> dict[str, Any]:
+        """What a record says of the search: ``on_record``, and what it took."""
+        shares = (dict(zip(names, actions, strict=True)) for actions in (self.actions, counts.uniform(self.actions)))
+        took = {"evaluations": self.evaluations, "search_seconds": round(self.seconds, 3)}
+        return on_record(*shares, [reward for reward, _ in self.episodes]) | took
+
+
+def on_record(policy: dict[str, float], uniform: dict[str, float], rewards: Sequence[float]) -> dict[str, Any]:
+    """What every search puts on record, for its figure.
+
+    ``policy``: the share of each layer that stays; ``uniform``: the shares when all layers are treated alike, at the
+    same cost; ``rewards``: those of all episodes (structures), in order.
+    """
+    return {"policy": policy, "uniform": uniform, "rewards": [round(reward, 6) for reward in rewards]}
+
+
+def of_filters(
+    model: nn.Module, example: torch.Tensor, keep: Mapping[str, torch.Tensor], rewards: Sequence[float]
+) -> dict[str, Any]:
+    """``on_record`` for a search that keeps these filters of the dense ``model``; the cost is its MACs."""
+    macs, found = surgery.module_macs(model, example), surgery.layers(model, example, linear=True)
+    left = surgery.macs_left(model, macs, keep, found) / sum(macs.values())
+    scores = {name: torch.zeros(len(kept)) for name, kept in keep.items()}
+    choose = functools.partial(surgery.select, rounding="keep")
+    same, _ = surgery.macs_budget(model, example, scores, max(0.0, 1 - left), choose)
+    shares = ({name: float(kept.double().mean()) for name, kept in each.items()} for each in (keep, same))
+    return on_record(*shares, rewards)
+
 
 def search(
     space: Space, reward: Callable[[Actions], float], episodes: int, warmup: int, seed: int, **settings: float
@@ -180,15 +223,17 @@ def search(
     """The best of ``episodes`` episodes, the first ``warmup`` of them at random (all of them: random search).
 
     ``reward(actions)`` -> a finite number, higher is better. ``settings``: ``sigma`` and ``decay`` of the exploration.
-    The same seed gives the same episodes, whatever the state of the global generators, which is left as it was.
+    The same seed gives the same episodes, whatever the state of the global generators, which is left as it was. The
+    agent learns under ``torch.no_grad`` as well, and the reward is asked for with gradients switched on.
     UserError for less than one episode.
     """
     if episodes < 1:
         raise UserError(f"A search of {episodes} episodes finds nothing: give at least 1.")
     began, before, tried = time.perf_counter(), random_state(), Episodes(reward)
     try:
-        agent = ddpg(environment(space, tried), len(space.costs), min(warmup, episodes), seed, **settings)
-        agent.learn(episodes * len(space.costs), log_interval=None)
+        with torch.enable_grad():
+            agent = ddpg(environment(space, tried), len(space.costs), min(warmup, episodes), seed, **settings)
+            agent.learn(episodes * len(space.costs), log_interval=None)
     finally:
         set_random_state(before)
     best = max(tried.history, key=lambda episode: episode[0])

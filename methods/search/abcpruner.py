@@ -15,8 +15,7 @@ addition couples, and hidden linear layers (the paper's VGG-16 has none) stay wh
 
 The defaults are the paper's: 3 sources, 2 cycles, limit 2, at most 17 structures and 34 epochs (the paper counts 12)
 beside 150 of fine-tuning; recipes "code" take the 10, 10, 5 of the authors' code. ``cycles`` are the search's rounds:
-``short`` grants 1, at most 10 structures and 12 % of all training (code: 31 and 29 %). What the search might have asked
-for and did not, because a code came back or the scout stayed at home, is not spent.
+``short`` grants 1, at most 10 structures and 12 % of all training (code: 31 and 29 %), or less where codes come back.
 
 Deviations
 - Fitness is top-1 on the fixed tenth of the training set; the authors' code takes the test set (ImageNet: its top-5).
@@ -142,7 +141,8 @@ class ABCPruner(Method):
             done = {"cycles": cycle, "evaluations": len(colony.known), "training_seconds": round(task.meter.seconds, 1)}
             history.append({**done, "fitness": best["fitness"], "code": best["code"]})
         kept = {name: int(kept.sum()) for name, kept in best["keep"].items()}
-        task.report(search=history, **history[-1], clamped=best["clamped"], kept=kept)
+        facts = search.of_filters(model, task.example, best["keep"], list(colony.known.values()))
+        task.report(search=history, **facts, **history[-1], clamped=best["clamped"], kept=kept)
         return task.train(best["net"], self.epochs, of=total, lr=self.lr)
 
     def _check(self) -> None:

@@ -125,11 +125,7 @@ class AMC(Method):
 
         warmup, seed = task.rounds(self.warmup), seed_of(task.seed, "amc")
         found = search.search(pruner.space, reward, warmup + task.rounds(self.episodes), warmup, seed)
-        policy = dict(zip(pruner.names, np.round(found.actions, 6).tolist(), strict=True))
-        rewards = [round(value, 6) for value, _ in found.episodes]
-        task.report(
-            evaluations=found.evaluations, search_seconds=round(found.seconds, 3), rewards=rewards, policy=policy
-        )
+        task.report(**found.facts(pruner.names, pruner.counts))
         model = pruner.prune(model, found.actions)
         search.calibrate(model, task.batches(self.calibration))
         return task.train(model, self.epochs, lr=self.lr, after_step=None if channel else masks.hold(model))

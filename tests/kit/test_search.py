@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 import random
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -239,6 +240,20 @@ def test_the_same_seed_gives_the_same_episodes_whatever_came_before():
         assert np.array_equal(now, then) if not isinstance(now, tuple) else now == then
 
 
+def searches_without_gradients(module):
+    """Whether a search finds the same where its caller has switched gradients off, and leaves them off."""
+    with torch.no_grad():
+        blind = module.search(space_of(), value, 8, 3, seed=5)
+        off = not torch.is_grad_enabled()
+    return off and blind.episodes == search.search(space_of(), value, 8, 3, seed=5).episodes
+
+
+def test_gradients_of_the_caller():
+    assert searches_without_gradients(search)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        searches_without_gradients(mutant(search, "with torch.enable_grad():", "if True:"))
+
+
 # -- planted structures ----------------------------------------------------------------------------------------------
 
 ALIVE = np.array([0.9, 0.2] * 5)  # share of live channels in each of ten layers of 40
@@ -374,6 +389,101 @@ def test_bad_values(make, words):
 def test_tables_that_do_not_fit():
     with pytest.raises(ValueError, match="3 layers have features, but 2 have costs"):
         search.environment(Space(space_of().features, COSTS[:2], free), Episodes(value))
+
+
+# -- what a record says ----------------------------------------------------------------------------------------------
+
+
+def floor(share, size, step, least):
+    """The greatest allowed count that is no more than a share (a fraction) of a layer."""
+    return size if share == 1 else max(least, int(share * size // step) * step)
+
+
+def alike_by_brute_force(sizes, least, step, total, limit):
+    """The counts at the greatest of all shares whose total is within the limit, or the least ones."""
+    shares = sorted({Fraction(n, size) for size in sizes for n in range(size + 1)})
+    ways = [[floor(s, size, step, low) for size, low in zip(sizes, least, strict=True)] for s in shares]
+    return [way for way in ways if total(way) <= limit][-1]
+
+
+def uniform_is_the_largest(module):
+    """Whether the uniform policy is the largest that costs no more than what was found, for many of those."""
+    sizes, rng = [6, 5, 7], np.random.default_rng(0)
+    for lowest, step in itertools.product((0.0, 0.2), (1, 2)):
+        counts = module.Counts(np.array(sizes), chain, lowest=lowest, step=step)
+        least = counts.least.tolist()
+        for _ in range(20):
+            found = [int(rng.integers(low, size + 1)) for low, size in zip(least, sizes, strict=True)]
+            uniform = counts.uniform(tuple(n / size for n, size in zip(found, sizes, strict=True)))
+            same = alike_by_brute_force(sizes, least, step, chain, chain(found))
+            if uniform != tuple(n / size for n, size in zip(same, sizes, strict=True)):
+                return False
+    return counts.uniform((1.0, 1.0, 1.0)) == (1.0, 1.0, 1.0)
+
+
+def test_the_uniform_policy_against_all_shares():
+    assert uniform_is_the_largest(search)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("self._down(layer, share / STEPS * size)", "self._up(layer, share / STEPS * size)"),
+        ("self._down(layer, share / STEPS * size)", "round(share / STEPS * size)"),
+        ("self.total(self.of(actions)) * (1 + SLACK)", "sum(self.of(actions))"),
+        ("self.total(counts(share))) - 1", "self.total(counts(share)))"),
+    ],
+    ids=["rounded up", "no least, no steps", "another cost", "one too many"],
+)
+def test_the_oracle_catches_another_uniform_policy(old, new):
+    assert not uniform_is_the_largest(mutant(search, old, new))
+
+
+def filters_are_on_record(module):
+    """Whether filters that stay are told as shares, beside the widths of one share within the same MACs."""
+    net, rng = TinyPlain(channels=(16, 24)), torch.Generator().manual_seed(0)
+
+    def macs(widths):
+        first, second = widths
+        return 256 * 27 * first + 64 * 9 * first * second + 16 * second * 24 + 24 * 4
+
+    for first, second in ((16, 24), (4, 24), (16, 3), (1, 1), (9, 10)):
+        keep = {"features.0": torch.randperm(16, generator=rng) < first, "features.4": torch.arange(24) < second}
+        facts = module.of_filters(net, torch.zeros(1, 3, 16, 16), keep, [0.25, 1 / 3])
+        same = alike_by_brute_force((16, 24), (1, 1), 1, macs, macs((first, second)))
+        if facts != {
+            "policy": {"features.0": first / 16, "features.4": second / 24},
+            "uniform": {"features.0": same[0] / 16, "features.4": same[1] / 24},
+            "rewards": [0.25, 0.333333],
+        }:
+            return False
+    return True
+
+
+def test_filters_on_record():
+    assert filters_are_on_record(search)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("max(0.0, 1 - left)", "max(0.0, 0.5 - left)"),
+        ('rounding="keep"', 'rounding="removed"'),
+        ("for each in (keep, same))", "for each in (same, keep))"),
+    ],
+    ids=["another budget", "rounded up", "swapped"],
+)
+def test_the_oracle_catches_another_record(old, new):
+    assert not filters_are_on_record(mutant(search, old, new))
+
+
+def test_a_found_policy_on_record():
+    counts = Counts(np.array([4, 10]), lambda counts: float(sum(counts)))
+    found = search.Found((1.0, 0.3), -0.25, [(-0.5, (1.0, 1.0)), (-0.25, (1.0, 0.3))], 2, 1.23456)
+    assert found.facts(["a", "b"], counts) == {
+        "policy": {"a": 1.0, "b": 0.3}, "uniform": {"a": 0.5, "b": 0.5}, "rewards": [-0.5, -0.25],
+        "evaluations": 2, "search_seconds": 1.235,
+    }  # fmt: skip
 
 
 # -- what a state and a reward are made of ---------------------------------------------------------------------------

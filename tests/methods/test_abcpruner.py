@@ -18,7 +18,7 @@ from baselines.models.resnet_cifar import ResNetCifar
 from baselines.models.tiny import TinyPlain, tiny_resnet
 from baselines.models.vgg import VGG
 from baselines.task import Task
-from methods.kit import surgery
+from methods.kit import search, surgery
 from methods.search import abcpruner
 from methods.search.abcpruner import ABCPruner, Colony, Source, blocks, picks
 
@@ -412,6 +412,7 @@ def test_no_code_is_trained_twice_and_the_total_is_declared(monkeypatch, budget,
 
     monkeypatch.setattr(ABCPruner, "_select", select)
     monkeypatch.setattr(surgery, "remove", lambda net, example, keep: net)
+    monkeypatch.setattr(search, "of_filters", lambda model, example, keep, rewards: {"rewards": rewards})
     stub = Stub(lambda net: float(sum(trained[-1]) % 11), budget=budget)
     stub.compress(sources=10, cycles=10, limit=5)
     assert len(set(trained)) == len(trained) == len(stub.calls) - 1 <= most
@@ -422,6 +423,7 @@ def test_no_code_is_trained_twice_and_the_total_is_declared(monkeypatch, budget,
     assert found["search"][-1]["evaluations"] == found["evaluations"] == len(trained)
     fitness = [entry["fitness"] for entry in found["search"]]
     assert fitness == sorted(fitness) and tuple(found["code"]) in trained
+    assert found["rewards"] == [sum(code) % 11 for code in trained] and max(found["rewards"]) == found["fitness"]
 
 
 class Killed(BaseException):
@@ -481,6 +483,8 @@ def test_dead_filters_are_found_in_a_real_net():
     uniform = max(100 - 2 * sum(abs(digit - live) for live in alive) for digit in range(1, 11))
     assert agreement(net) == stub.task.details["fitness"] > uniform + 5
     assert list(stub.task.details["kept"].values()) == stub.task.details["code"]
+    assert list(stub.task.details["policy"].values()) == [digit / 10 for digit in stub.task.details["code"]]
+    assert len(set(stub.task.details["uniform"].values())) == 1  # layers as wide as each other: one count for all
 
 
 # -- structures
@@ -643,6 +647,7 @@ def test_codes_end_at_alpha(monkeypatch, alpha, highest):
 
     monkeypatch.setattr(ABCPruner, "_select", select)
     monkeypatch.setattr(surgery, "remove", lambda net, example, keep: net)
+    monkeypatch.setattr(search, "of_filters", lambda *args: {})
     Stub(budget="paper").compress(alpha=alpha, sources=40, cycles=1)
     assert digits == set(range(1, highest + 1))
 

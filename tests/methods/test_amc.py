@@ -322,6 +322,16 @@ def test_what_the_record_says():
         assert len(details["rewards"]) == episodes >= details["evaluations"] == task.meter.validations
         assert details["search_seconds"] > 0 and set(details["policy"]) == {"features.0", "features.4"}
         assert all(0.2 <= share <= 1 for share in details["policy"].values())
+        shapes = {"features.0": 8, "features.4": 12}
+        kinds = (details[kind] for kind in ("uniform", "policy"))
+        widths = [[round(kind[name] * width) for name, width in shapes.items()] for kind in kinds]
+        alike, found = (macs_with("tiny_plain_synthetic", kept) for kept in widths)
+        assert alike <= found and abs(widths[0][0] / 8 - widths[0][1] / 12) < 1 / 8
+
+
+def test_a_caller_may_have_switched_gradients_off():
+    told, blind = (run(budget="zero", images=8)[1].details for run in (compressed, torch.no_grad()(compressed)))
+    assert told["rewards"] == blind["rewards"] and told["policy"] == blind["policy"]
 
 
 def test_the_same_seed_finds_the_same():

@@ -12,8 +12,11 @@ from torch import nn
 from baselines import base
 from baselines.errors import UserError
 from baselines.models.tiny import TinyPlain, tiny_resnet
+from methods.filter_pruning.entropy import Entropy
+from methods.filter_pruning.l1_filter import L1Filter
 from methods.search import combination_pruning
 from methods.search.combination_pruning import CombinationPruning
+from methods.structured_sparsity.gal import GAL
 
 PLAIN = "tiny_plain_synthetic"
 NETS = {"plain": TinyPlain, "residual": tiny_resnet}
@@ -153,8 +156,12 @@ def every_episode_keeps_the_budget(cls, sparsities=(0.642, 0.9)):
                 return False
             if np.abs(np.array(shares) - sparsity).max() > 1e-3 or (sparsity == 0.642 and len(policies) < 4):
                 return False
-            gone = sum(details["policy"][name] * weight.size for name, weight in before.items())
-            if abs(gone / sum(weight.size for weight in before.values()) - shares[-1]) > 1e-9:
+            sizes = {name: weight.size for name, weight in before.items()}
+            kept = sum(details["policy"][name] * size for name, size in sizes.items()) / sum(sizes.values())
+            if abs(1 - kept - shares[-1]) > 1e-9:
+                return False
+            alike = [details["uniform"][name] * size for name, size in sizes.items()]
+            if not np.allclose(alike, [max((1 - sparsity) * size, 0.05 * size) for size in sizes.values()], atol=1):
                 return False
     return True
 
@@ -356,6 +363,19 @@ def test_every_row_is_one_command():
     assert round(rows["resnet56_cifar100/3sigma"].top1 - 71.5, 2) == -35.61
 
 
+def test_the_rows_of_table_4():
+    """Six rows, which print what went and what was lost; four methods have them."""
+    methods = {CombinationPruning: "Table 4", Entropy: "Table 4 of Xu", GAL: "Table 4 of Xu", L1Filter: "Table 4 of Xu"}
+    rows = [row for cls, source in methods.items() for row in cls.reported if row.source.startswith(source)]
+    assert [(row.params_reduction, row.delta, row.top1) for row in rows] == [
+        (28.08, -0.75, None), (99.05, -6.11, None), (83.33, -1.55, None),
+        (43.0, -2.06, None), (77.46, -6.86, None), (64.08, -7.13, None),
+    ]  # fmt: skip
+    assert {row.rule for row in CombinationPruning.reported} == {"nonzero"}
+    assert {row.baseline for row in rows[:3]} == {"vgg16fc_cifar10"}
+    assert {row.baseline for row in rows[3:]} == {"vgg16_cifar10"}
+
+
 def test_fully_connected_layers_begin_as_normal_as_the_criterion_supposes():
     """Uniform ones, as torch makes them, would lose everything: their greatest magnitude lies below the threshold."""
     torch.manual_seed(0)
@@ -364,6 +384,13 @@ def test_fully_connected_layers_begin_as_normal_as_the_criterion_supposes():
     assert len(details["sparsities"]) == 3
     for share in details["sparsities"].values():
         assert share == pytest.approx(half.cdf(half.mean() + 3 * half.std()), abs=3e-3)
+
+
+def test_a_caller_may_have_switched_gradients_off():
+    dense = spread(TinyPlain())
+    (net, told), blind = pruned(CombinationPruning, dense), torch.no_grad()(pruned)(CombinationPruning, dense)
+    assert told["rewards"] == blind[1]["rewards"] and told["policy"] == blind[1]["policy"]
+    assert all(torch.equal(one, other) for one, other in zip(net.parameters(), blind[0].parameters(), strict=True))
 
 
 def test_a_net_that_was_pruned_before_keeps_its_zeros():

@@ -641,6 +641,9 @@ def test_rows_agree_with_their_reductions():
     dense = {"vgg16_cifar10": (14.98e6, 313.73e6), "resnet56_cifar10": (0.85e6, 125.49e6)}
     for row in GAL.reported:
         assert row.recipe in GAL.recipes
+        if row.params is None:
+            assert row.delta is not None  # a survey's run, which prints no sizes
+            continue
         for new, old, share in zip((row.params, row.macs), dense.get(row.baseline, ()),
                                    (row.params_reduction, row.macs_reduction), strict=False):  # fmt: skip
             assert share == pytest.approx(100 * (1 - new / old), abs=0.1)

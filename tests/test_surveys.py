@@ -1,0 +1,404 @@
+"""The printed comparison tables: what is printed, what of ours stands beside it, and what contradicts what."""
+
+import io
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from oracle import mutant
+from test_records import a_record, measured
+
+from baselines import base
+from methods.base import Method, Reported
+from methods.controls.dense import Dense
+from methods.filter_pruning.hrank import HRank
+from repro import leaderboard, registry, structures, surveys
+from repro.record import code_version, plain
+from repro.survey_tables import NETS, SURVEYS, VERIFIED, Column, Survey, _columns
+from repro.verdict import settings
+
+BY_SLUG = {survey.slug: survey for survey in SURVEYS}
+NET = "vgg16_cifar10"
+HRANK = "vgg16_cifar10_hrank"
+BASELINES = {name: base.load(name) for name in (NET, "resnet56_cifar10", "resnet56_cifar100", "resnet50_imagenet")}
+METHODS = {"hrank": HRank, "dense": Dense}
+CODE = {}  # the folder of a few lines that stand for the methods: staleness is found quickly
+COUNTED = {"params": 2_640_000, "macs": 108_600_000, "dense_params": 14_980_000, "dense_macs": 313_730_000}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def code(tmp_path_factory):
+    root = tmp_path_factory.mktemp("code")
+    for name in ("methods/controls/dense.py", "methods/filter_pruning/hrank.py", "baselines/task.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("VERSION = 1\n\n\ndef compress():\n    pass\n")
+    CODE["methods"] = root / "methods"
+
+
+def a_run(top1=92.25, recipe=f"{NET}/HRank-1", **changes):
+    """A record of HRank with the settings of ``recipe`` (None: others), made by the code in ``CODE``."""
+    chosen = settings(HRank, recipe) if recipe else settings(HRank, None) | {"ratio": 0.123}
+    fields = {
+        "method": "hrank",
+        "hyperparameters": plain(chosen),
+        "compressed": measured(top1, params=500, macs=40_000, top5=99.0),
+        "counted": {"hrank_out_only": COUNTED},
+        "provenance": a_record().provenance | code_version("hrank", CODE["methods"]),
+    }
+    return a_record(**fields | changes)
+
+
+def tables(records=(), methods=METHODS, chosen=SURVEYS, baselines=BASELINES):
+    records = list(records)
+    boards = leaderboard.build(records, methods, baselines, CODE["methods"])
+    return surveys.build(records, boards, methods, baselines, chosen)
+
+
+def line(records, label, slug=HRANK, **more):
+    """A line of one table, by the titles of its columns."""
+    (table,) = tables(records, chosen=[BY_SLUG[slug]], **more)
+    (found,) = [line for line in table.lines if line[0] == label]
+    return dict(zip(table.header, found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def nothing_run():
+    """All tables without a record, with all methods and baselines that there are."""
+    classes = {name: entry.cls for name, entry in registry.entries().items() if entry.cls}
+    return tables([], classes, baselines={name: base.load(name) for name in base.names()})
+
+
+# --------------------------------------------------------------------------------------------------- what is printed
+
+PRINTED = {  # read again from the papers' tables: rows, and some rows as printed
+    "vgg16_cifar10_combination": (6, "3σ threshold, whole net|99.05|-6.11", "Entropy-based|43.00|-2.06"),
+    HRANK: (11, "HRank-2|92.34|-|2.64M|82.1|108.61M|65.3", "SSS|93.02|-|3.93M|73.8|183.13M|41.6"),
+    "vgg16_cifar10_abcpruner": (1, "ABCPruner-80%|93.02|93.08|1.67M|88.68|82.81M|73.68|1639/4224|61.20"),
+    "vgg16_cifar10_l1": (3, "VGG-16-pruned-A|6.60|5.4e6|64.0|2.06e8|34.2", "VGG-16|6.75|1.5e7|-|3.13e8|-"),
+    "vgg16_cifar10_others": (22, "SWP|-|-|+0.40|-|92.66|-|71.16", "Ghost-VGG-16, s=4|-|93.0|-|4.0M|-|80M|-"),
+    "vgg19_cifar10_slimming": (2, "VGG-19, 70 % pruned|6.20|2.30M|88.5|3.91e8 2/MAC|51.0"),
+    "resnet56_cifar100_combination": (6, "APoZ|80|58.89|-", "Threshold μ+3σ on the FC|-|-|-35.61"),
+    "resnet56_cifar100_mfmi": (4, "Network Slimming (run by MFMI)|70.51|0.60M|62.82M"),
+    "resnet56_cifar10_hrank": (13, "GAL-0.8|91.58|0.29M|65.9|49.99M|60.2", "HRank-3|90.72|0.27M|68.1|32.52M|74.1"),
+    "resnet56_cifar10_abcpruner": (1, "ABCPruner-70%|93.26|93.23|0.39M|54.20|58.54M|54.13|1482/2032|27.07"),
+    "resnet56_cifar10_others": (17, "L1 pruned-A|-|93.10|-|7.7e5|9.4|1.12e8|10.4", "SWP|-|-|-0.12|-|77.7|-|75.6"),
+    "resnet50_imagenet_combination": (1, "Combination pruning|76.02|92.94|74.16|91.96|-1.86|80.9"),
+    "resnet50_imagenet_hrank": (14, "ThiNet-50|68.42|88.30|1.10B|8.66M", "SSS-26|71.82|90.79|2.33B|15.60M"),
+    "resnet50_imagenet_abcpruner": (6, "ABCPruner-30%|70.289|89.631|944.85M|7.35M|20576"),
+    "resnet50_imagenet_others": (32, "ThiNet-70|-|-|72.04|90.67|4.88B 2/MAC|-|16.94M|-",
+                                 "DCP 30 %|76.01|92.93|76.40|93.07|-|-|-|-"),
+    "resnet50_imagenet_scratch": (8, "ThiNet-70, Scratch-B|75.14", "Channel pruning 2x, Scratch-E|71.26"),
+    "distillation_cifar100_same": (15, "FSP|72.91|n/a|69.95|70.11|71.89|72.62|70.23",
+                                   "KD|74.92|73.54|70.66|70.67|73.08|73.33|72.98"),
+    "distillation_cifar100_other": (14, "AT|59.40|58.58|71.84|71.73|72.73|73.32"),
+    "low_bit_cifar10": (21, "TWN|VGG-7|2/32|-|92.56", "BinaryConnect, stochastic|BNN ConvNet|1/32|-|91.73"),
+    "low_bit_imagenet_alexnet": (6, "XNOR-Net|1/1|44.2|69.2", "BNN (run by XNOR-Net's authors)|1/1|27.9|50.42"),
+    "low_bit_imagenet_resnet18": (37, "TWN|2/32|65.4|86.76|61.8|84.2", "BNAS-H (searched)|1/1|-|-|63.51|83.91"),
+    "compact_imagenet": (60, "GhostNet 1.0x|73.9|91.4|5.2M|141M", "MobileNetV1 1.0 @160|67.2|-|4.2M|290M"),
+}  # fmt: skip
+
+
+def test_every_table_has_its_rows_as_an_independent_reading_has_them():
+    assert {slug: (len(survey.rows),) for slug, survey in BY_SLUG.items()} == {k: v[:1] for k, v in PRINTED.items()}
+    for slug, (_, *rows) in PRINTED.items():
+        known = {"|".join((row.label, *row.cells)) for row in BY_SLUG[slug].rows}
+        assert set(rows) <= known, slug
+
+
+def test_every_row_is_whole():
+    built = {row.name for row in structures.STRUCTURES}
+    for survey in SURVEYS:
+        assert survey.question.endswith(("?", ".", ")")) and set(survey.nets) <= set(base.names())
+        assert len({row.label for row in survey.rows}) == len(survey.rows)
+        assert set(survey.notes) <= {"", *(row.label for row in survey.rows)}
+        assert {column.net for column in survey.columns} <= {None, "", *base.names()}
+        for row in survey.rows:
+            assert len(row.cells) == len(survey.columns) and all(row.cells), row
+            assert len(row.source) > 10 and row.verified and not set(row.verified.split("; ")) & set(VERIFIED), row
+            assert re.fullmatch(r"[a-z0-9_]+(:[\w/]+)?", row.method) and row.structure in {"", *built}, row
+    assert {net for nets in NETS.values() for net in nets} <= set(base.names())
+
+
+def test_the_citations_are_for_readers():
+    text = Path(surveys.__file__).with_name("survey_tables.py").read_text()
+    assert "/work" not in text and str(Path.home()) not in text
+    assert not re.search(r"seed\d+|_readme|_md\b", text)
+
+
+QUOTED = {  # where a table quotes a row of another paper, and differs from that paper
+    (HRANK, "L1"): {"base_top1", "macs_reduction"},
+    ("vgg16_cifar10_others", "L1 (in SWP)"): {"macs_reduction"},
+    ("vgg16_cifar10_others", "L1 A, fine-tuned"): {"base_top1", "top1"},
+    ("resnet56_cifar10_hrank", "L1"): {"base_top1", "params_reduction"},
+    ("resnet50_imagenet_hrank", "He et al. (channel pruning)"): {"base_top5"},
+    ("resnet50_imagenet_hrank", "ThiNet-50"): {"base_top1", "base_top5", "macs"},
+}
+
+
+def linked():
+    """Every claim with the reported rows of its method that it is one of."""
+    for name, entry in registry.entries().items():
+        for survey in SURVEYS if entry.cls and name != "dense" else ():
+            for claim in (claim for row in surveys.claims(survey) for claim in row if claim.method == name):
+                yield claim, surveys.reported(claim, entry.cls)
+
+
+def test_what_a_method_also_reports_is_the_same_number():
+    differing = {}
+    for claim, rows in linked():
+        names = {
+            name
+            for row in rows
+            for name in surveys.AS_REPORTED
+            if None not in (pair := (getattr(claim.printed, name), getattr(row, name)))
+            and pair[0] != pytest.approx(pair[1])
+        }
+        if names:
+            differing[claim.survey.slug, claim.row.label] = names
+    assert differing == QUOTED
+
+
+def test_the_rows_of_the_compared_methods_are_all_found():
+    found = {(claim.method, row) for claim, rows in linked() for row in rows}
+    names = "hrank gal abcpruner thinet channel_pruning amc network_slimming l1_filter kd combination_pruning"
+    for name in names.split():
+        missing = [row.label for row in registry.method_class(name).reported if (name, row) not in found]
+        assert not missing, (name, missing)
+
+
+def test_one_accuracy_at_two_sizes_is_two_rows():
+    rows = [Reported(NET, label, "Table 1", top1=93.4, params=params) for label, params in (("a", 5.2e6), ("b", 7.7e6))]
+
+    class Two(Method):
+        reported = tuple(rows)
+
+    claims = [claim for (claim,) in surveys.claims(BY_SLUG["vgg16_cifar10_others"])]
+    (ghost,) = [claim for claim in claims if claim.row.label == "Ghost-VGG-16, s=3"]
+    assert surveys.reported(ghost, Two) == rows[:1]
+
+
+# -------------------------------------------------------------------------------------------------------- what is ours
+
+
+def test_records_fill_the_row_of_their_recipe_and_no_other():
+    records = [a_run(top1, seed=seed) for seed, top1 in enumerate((92.0, 93.0))]
+    found = line(records, "HRank-1")
+    assert (found["top-1 (%) ↑"], found["top-1, ours"]) == ("93.43", "92.50 ± 0.71 (short, n=2)")
+    assert (found["Δ top-1 (points) ↑"], found["Δ top-1, ours"]) == ("(-0.53)", "-1.00 ± 0.71 (short, n=2)")
+    assert (found["params ↓"], found["params, ours"], found["MACs, ours"]) == ("2.51M", "2,640,000", "108,600,000")
+    assert (found["params reduction, ours"], found["MACs reduction, ours"]) == ("82.4", "65.4")
+    assert found["verdict"] == "reduced budget"
+    assert found["structure"] == "run: params differ by +5.2 %, MACs differ by -25.4 %"
+    for label in ("HRank-2", "HRank-3"):
+        assert line(records, label)["top-1, ours"] == "not run yet"
+    assert line([a_run(recipe=None)], "HRank-1")["top-1, ours"] == "not run yet"
+
+
+def test_the_full_budget_comes_before_the_short_one_and_only_it_can_reproduce():
+    records = [*(a_run(seed=seed) for seed in range(3)), a_run(93.0, budget="paper")]
+    found = line(records, "HRank-1")
+    assert (found["top-1, ours"], found["verdict"]) == ("93.00 (n=1)", "reproduced")
+    assert line([a_run(90.0, budget="paper")], "HRank-1")["verdict"] == "not reproduced"
+    assert line([a_run(budget=b) for b in ("smoke", "zero")], "HRank-1")["top-1, ours"] == "not run yet"
+
+
+def test_what_cannot_stand_beside_a_printed_row_does_not():
+    held = {"options": {"data": "cifar10", "holdout": True}}
+    part = {"options": {"data": "cifar10[2x50]", "holdout": False}}
+    for changes in (held, part, {"parent": "0" * 12}, {"baseline": "resnet56_cifar10"}):
+        assert line([a_run(**changes)], "HRank-1")["top-1, ours"] == "not run yet"
+
+
+def test_what_is_to_be_said_of_a_figure_stands_in_its_cell():
+    dead = {"status": "diverged", "compressed": measured(None, params=500, macs=40_000)}
+    assert line([a_run(**dead)], "HRank-1")["top-1, ours"] == "diverged"
+    old = a_run(provenance=a_record().provenance)
+    assert line([old], "HRank-1")["top-1, ours"] == "92.25 (short, n=1, stale)"
+    shared = [a_run(seed=seed, given_weights=True) for seed in range(2)]
+    assert line(shared, "HRank-1")["top-1, ours"] == "92.25 ± 0.00 (short, n=2, one dense net)"
+    assert line([a_run(counted={})], "HRank-1")["MACs, ours"] == "not counted by hrank_out_only"
+
+
+def test_errors_and_the_dense_net_are_compared_too():
+    made = a_record().provenance | code_version("dense", CODE["methods"])
+    dense = a_record(method="dense", family="controls", hyperparameters={}, compressed=measured(93.5), provenance=made)
+    found = line([dense], "VGG-16", slug="vgg16_cifar10_l1")
+    assert (found["top-1 error (%) ↓"], found["top-1 error, ours"]) == ("6.75", "6.50 (short, n=1)")
+    assert line([dense], "VGG-16")["top-1, ours"] == "93.50 (short, n=1)"
+
+
+def test_a_column_of_another_net_has_cells_of_its_own():
+    @dataclass
+    class Student(Method):
+        reported = (Reported("resnet56_cifar100", "KD", "Table 1", top1=70.66, base_top1=72.34),)
+        compress = None
+
+    Student.__abstractmethods__ = frozenset()
+    kd = a_record(method="kd", baseline="resnet56_cifar100", hyperparameters={}, options={"data": "cifar100"})
+    found = line([kd], "KD", slug="distillation_cifar100_same", methods={"kd": Student})
+    ours = {title: cell for title, cell in found.items() if title.endswith(", ours")}
+    assert ours.pop("r56 → r20, ours").startswith("92.25 (short, n=1")
+    assert set(ours.values()) == {"net not in the suite"} and len(ours) == 6
+
+
+def test_why_there_is_nothing_of_ours_is_said():
+    assert line([], "SSS")["top-1, ours"] == "not in the suite yet"
+    assert line([], "HRank-1")["top-1, ours"] == "not run yet"
+    assert line([], "HRank (in SWP)", slug="vgg16_cifar10_others")["Δ top-1, ours"] == "no recipe for this row yet"
+    assert line([], "XNOR-Net", slug="low_bit_imagenet_alexnet")["top-1, ours"] == "net not in the suite"
+
+
+def test_no_cell_is_empty_and_none_says_zero(nothing_run):
+    for table in nothing_run:
+        for row in table.lines:
+            assert len(row) == len(table.header) and all(cell.strip() for cell in row)
+            ours = [cell for title, cell in zip(table.header, row, strict=True) if title.endswith(", ours")]
+            assert ours and not any(re.match(r"[-+\d]", cell) for cell in ours)
+
+
+def test_printed_sizes_stand_against_the_structure(nothing_run):
+    found = {(t.survey.slug, row[0]): row[t.header.index("structure")] for t in nothing_run for row in t.lines}
+    assert found["resnet56_cifar10_hrank", "HRank-2"] == "recount: params exact, MACs exact"
+    assert found[HRANK, "HRank-2"] == "recount: params differ by +82.1 %, MACs differ by +7.4 %"
+    assert found["resnet50_imagenet_others", "ThiNet-50"] == "recount: params exact, MACs exact"
+    assert found["compact_imagenet", "Xception @299"].startswith("recount: params exact, MACs exact")
+    waiting = line([], "SENet-154 (Caffe release)", slug="compact_imagenet")
+    assert waiting["structure"] == "recount: params exact (not built here yet)"
+
+
+# -------------------------------------------------------------------------------------------------- what contradicts
+
+
+def a_survey(rows, columns="top1 delta params params_reduction macs macs_reduction", nets=(NET,)):
+    return Survey("planted", "Planted", "Which?", nets, _columns(columns), rows)
+
+
+def planted(rows, module=surveys, **more):
+    """The columns that contradict the rest of their row, for every row."""
+    survey = a_survey(rows, **more)
+    return [set(module.contradictions(survey, row)) for row in survey.rows]
+
+
+DENSE = "@ A table\nnet | 93.96 | - | 14.98M | - | 313.73M | - | x | dense\n"
+
+
+def test_a_planted_contradiction_is_flagged_and_rounding_is_not():
+    rows = DENSE + "a | 93.40 | -0.56 | 5.40M | 64.0 | 206.00M | 34.3 | x | a\n"
+    rows += "b | 93.40 | +0.56 | 5.40M | 46.0 | 206.00M | 43.3 | x | b\n"
+    rows += "c | 93.4 | -0.6 | 5M | 69.9 | 2.1e8 | 35 | x | c\n"  # 67 +- 4 % and 33 +- 2 % by the digits that are there
+    assert planted(rows) == [set(), set(), {"delta", "params_reduction", "macs_reduction"}, set()]
+    assert planted("@ A table\na | - | -9 | 5.40M | 64.0 | - | - | x | a\n") == [set()]
+    two = "@ A table\nnet | 7.97e8 2/MAC | - | x | dense\na | 3.91e8 2/MAC | {} | x | a\n"
+    found = [planted(two.format(share), columns="macs macs_reduction")[1] for share in ("51.0", "15.0")]
+    assert found == [set(), {"macs_reduction"}]
+    channels = "@ A table\na | 1639/4224 | {} | x | a\n"
+    shares = [planted(channels.format(share), columns="channels channels_reduction") for share in ("61.20", "60.12")]
+    assert shares == [[set()], [{"channels_reduction"}]]
+
+
+@pytest.mark.parametrize(
+    ("line_of_code", "mutated"),
+    [
+        ("high = 100 * (1 - (new[0] - new[1]) / (old[0] + old[1]))", "high = 100 * (1 - new[0] / old[0])"),
+        ("low - SLACK <= share[0] + share[1] and share", "share"),
+    ],
+)
+def test_the_check_of_rounding_catches_mutants(line_of_code, mutated):
+    changed = mutant(surveys, line_of_code, mutated)
+    rows = DENSE + "a | - | - | 5M | 69.9 | - | - | x | a\nb | - | - | 1.78M | 80.1 | - | - | x | b\n"
+    assert planted(rows) == [set(), set(), {"params_reduction"}]
+    assert planted(rows, changed) != [set(), set(), {"params_reduction"}]
+
+
+def test_two_accuracies_of_one_method_at_one_size_are_told():
+    same = "b | 92.30 | - | 5.4e6 | - | - | - | x | m\n"
+    other = same.replace("5.4e6", "5.6e6")
+    for second, told in ((same, 1), (other, 0), (same.replace("92.30", "93.40"), 0), (same.replace("| m", "| n"), 0)):
+        survey = a_survey("@ A table\na | 93.40 | - | 5.40M | - | - | - | x | m\n@ Another\n" + second)
+        (table,) = tables(chosen=[survey])
+        assert len(table.footnotes) == told and len(table.notes) == 2 * told
+    assert "93.4 (a; A table), 92.3 (b; Another)" in tables(chosen=[a_survey(
+        "@ A table\na | 93.40 | - | 5.40M | - | - | - | x | m\n@ Another\n" + same)])[0].footnotes[0]  # fmt: skip
+
+
+def test_the_known_contradictions_of_the_papers_have_footnotes(nothing_run):
+    by_slug = {table.survey.slug: table for table in nothing_run}
+
+    def of(slug, label, title):
+        table = by_slug[slug]
+        place = [row[0] for row in table.lines].index(label), table.header.index(title)
+        return " ".join(table.footnotes[number - 1] for number in table.notes.get(place, []))
+
+    share = "params reduction (%) ↑"
+    assert "prints 92.0 % fewer params, but its 1.78M of 14.98M are 88.1 % fewer" in of(HRANK, "HRank-3", share)
+    assert "82.4 % fewer" in of(HRANK, "HRank-2", share) and not of(HRANK, "L1", share)
+    assert "ThiNet-30 of the ThiNet paper" in of("resnet50_imagenet_hrank", "ThiNet-50", "method")
+    assert "ThiNet-30; ThiNet (ICCV 2017), Table 3" in of("resnet50_imagenet_hrank", "ThiNet-50", "method")
+    for slug, label in ((HRANK, "GAL-0.05"), (HRANK, "GAL-0.1"), ("resnet56_cifar10_hrank", "GAL-0.6")):
+        assert "not the fine-tuned one" in of(slug, f"{label}, not fine-tuned", "method")
+        assert f"({label}, not fine-tuned;" in of(slug, label, "method")
+    assert "71.89" in of("resnet50_imagenet_hrank", "GDP-0.6", "method")
+    assert not any(table.notes for table in nothing_run if table.survey.slug == "resnet56_cifar10_abcpruner")
+
+
+# ------------------------------------------------------------------------------------------------------ the files
+
+
+def of_markdown(text, title):
+    """The table under a heading, as pandas reads it."""
+    part = text.split(f"## {title}\n")[1].split("\n## ")[0]
+    table = io.StringIO("\n".join(line for line in part.splitlines() if line[:1] == "|"))
+    frame = pd.read_csv(table, sep=r"\s*\|\s*", engine="python", dtype=str, keep_default_na=False)
+    return frame.iloc[1:, 1:-1].reset_index(drop=True)
+
+
+def of_latex(text):
+    """The first tabular, without the commands that stand for characters."""
+    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0].replace(r"\midrule", "")
+    for command, character in {value: key for key, value in surveys.LATEX.items() if key != "–"}.items():
+        body = body.replace(command, character)
+    body = body.replace(r"\textasciitilde{}", "~")
+    body = re.sub(r"\\([%&$#_{}])", lambda found: "\0" if found[1] == "&" else found[1], body)
+    lines = [[cell.strip().replace("\0", "&") for cell in row.split("&")] for row in body.split(r"\\") if row.strip()]
+    return pd.DataFrame(lines[1:], columns=lines[0]).replace("--", "–")
+
+
+def test_all_three_files_say_the_same_numbers():
+    made = tables([a_run(top1, seed=seed) for seed, top1 in enumerate((92.0, 93.0))])
+    files = surveys.files(made)
+    assert set(files) == {"surveys.md", *(f"surveys/{slug}.{kind}" for slug in BY_SLUG for kind in ("csv", "tex"))}
+    for table in made:
+        slug = table.survey.slug
+        frame = pd.read_csv(io.StringIO(files[f"surveys/{slug}.csv"]), dtype=str, keep_default_na=False)
+        assert list(frame.columns) == [*table.header, "notes"] and (frame != "").all(axis=None)
+        for i, column in enumerate(table.survey.columns):
+            for shown, row in zip(frame[column.title], table.survey.rows, strict=True):
+                assert shown == row.cells[i] or (row.cells[i] == "-" and re.fullmatch(r"–|\(.+\)", shown))
+        for other in (of_markdown(files["surveys.md"], table.survey.title), of_latex(files[f"surveys/{slug}.tex"])):
+            assert list(other.columns) == table.header
+            assert other.replace(r" \[\d+\]", "", regex=True).equals(frame[table.header])
+        assert files[f"surveys/{slug}.tex"].isascii()
+    assert "92.50 ± 0.71 (short, n=2)" in files["surveys.md"]
+
+
+def test_footnotes_are_in_every_file():
+    (table,) = tables(chosen=[BY_SLUG[HRANK]])
+    files = surveys.files([table])
+    notes = pd.read_csv(io.StringIO(files[f"surveys/{HRANK}.csv"])).set_index("method")["notes"]
+    assert "are 88.1 % fewer" in notes["HRank-3"] and notes["VGG-16"] == "–"
+    starts = [line.strip()[:1] for line in files[f"surveys/{HRANK}.tex"].splitlines()]
+    assert "[" not in starts  # LaTeX reads it as the argument of the rule or the line break before it
+    assert "| 92.0 [" in files["surveys.md"] and r"are 88.1 \% fewer" in files[f"surveys/{HRANK}.tex"]
+
+
+def test_the_same_records_give_the_same_bytes_in_any_order():
+    records = [a_run(top1, seed=seed) for seed, top1 in enumerate((92.0, 93.0, 91.0))]
+    chosen = [BY_SLUG[HRANK]]
+    assert surveys.files(tables(records, chosen=chosen)) == surveys.files(tables(records[::-1], chosen=chosen))
+
+
+def test_columns_say_their_unit_and_direction():
+    assert Column("error", "top-1 error", "%", False).title == "top-1 error (%) ↓"
+    assert replace(BY_SLUG[HRANK].columns[0], higher=None).title == "top-1 (%)"
