@@ -1,0 +1,1 @@
+"""Low rank: factors of a layer's weights instead of the weights."""
