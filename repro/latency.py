@@ -1,7 +1,8 @@
 """How long two networks take on this machine, measured in turns: dense, compressed, dense, compressed, ...
 
 Both run in onnxruntime on the CPU, on one thread and on all cores, with one image and with 64. Turns put what changes
-on the machine on both alike; they also leave each network the caches as the other filled them.
+on the machine on both alike; they also leave each network the caches as the other filled them. A compressed network
+with binary layers takes a third turn, with the kernels of ``popcount``, and a cell holds whichever was faster.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import nn
 from baselines.cost import cost
 from baselines.errors import UserError
 from methods.kit.coding import codings
+from repro import popcount
 from repro.interchange import cores, session, to_onnx
 
 BATCHES = (1, 64)
@@ -29,6 +31,7 @@ LIMIT = 20.0  # seconds that no cell passes but to reach FEWEST rounds
 MOST, LEAST, FEWEST = 200, 5, 3  # rounds of a cell: at most; within SECONDS; within LIMIT
 BUSY = 0.5  # cores kept busy by other work above which a figure is flagged
 LOOK = 0.5  # seconds that other work is watched for
+POPCOUNT = "popcount"
 
 Clock = Callable[[], float]
 
@@ -45,6 +48,7 @@ def compare(
 ) -> dict[str, Any]:
     """The ``latency`` of a record: median and interquartile range in ms per batch, for each thread count and batch.
 
+    ``kernel`` is "popcount" where that is the faster one in some cell; each cell then says "popcount" or "onnxruntime".
     ``example`` (N, C, H, W) gives the shape of an image; ``files`` are both networks as ONNX where they exist already;
     ``seconds`` (above 0, at most 20) is the time for one cell; ``load`` gives the cores that other work keeps busy.
     UserError for a network that ONNX does not take.
@@ -54,11 +58,21 @@ def compare(
     check_seconds(seconds)
     busy = (load or other_work)()
     files = files or (to_onnx(dense, example), to_onnx(compressed, example))
-    counts = sorted({1, cores()})
+    binary = popcount.network(compressed, example)
+    cells = []
+    for threads in sorted({1, cores()}):
+        runs = {name: session(file, threads) for name, file in zip(("dense", "compressed"), files, strict=True)}
+        if binary is not None:
+            runs[POPCOUNT] = popcount.session(binary, threads)
+        cells += _cells(runs, threads, example.shape[1:], seconds, clock)
+    runtime, name = f"onnxruntime {onnxruntime.__version__}", kernel(dense, compressed, example)
+    if any(cell.get("kernel") == POPCOUNT for cell in cells):
+        runtime, name = f"{runtime}, {popcount.runtime()}", POPCOUNT
+    else:
+        cells = [{key: value for key, value in cell.items() if key != "kernel"} for cell in cells]
     return {
-        "runtime": f"onnxruntime {onnxruntime.__version__}", "device": processor(),
-        "load": round(busy, 3), "loaded": busy > BUSY, "kernel": kernel(dense, compressed, example),
-        "cells": [cell for threads in counts for cell in _cells(files, threads, example.shape[1:], seconds, clock)],
+        "runtime": runtime, "device": processor(), "load": round(busy, 3), "loaded": busy > BUSY, "kernel": name,
+        "cells": cells,
     }  # fmt: skip
 
 
@@ -89,19 +103,33 @@ def other_work(stat: Path = Path("/proc/stat"), sleep: Callable[[float], None] =
 
 
 def _cells(
-    files: tuple[bytes, bytes], threads: int, shape: Sequence[int], seconds: float, clock: Clock
+    runs: dict[str, Callable[[torch.Tensor], object]],
+    threads: int,
+    shape: Sequence[int],
+    seconds: float,
+    clock: Clock,
 ) -> list[dict[str, Any]]:
     """The cells of one thread count, on random images of ``shape`` (C, H, W)."""
-    pair, cells = [session(file, threads) for file in files], []
+    cells = []
     for batch in BATCHES:
         images = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
-        rounds = alternate([partial(run, images) for run in pair], seconds, clock)
+        rounds = alternate([partial(run, images) for run in runs.values()], seconds, clock)
+        found = dict(zip(runs, map(_milliseconds, zip(*rounds, strict=True)), strict=True))
         cell = {"threads": threads, "batch": batch, "rounds": len(rounds)}
-        for net, times in zip(("dense", "compressed"), zip(*rounds, strict=True), strict=True):
-            low, median, high = statistics.quantiles((1000 * t for t in times), method="inclusive")
-            cell |= {f"{net}_ms": round(median, 5), f"{net}_spread_ms": round(high - low, 5)}
+        if POPCOUNT in found:
+            fast, simulated = found.pop(POPCOUNT), found["compressed"]
+            cell["kernel"] = POPCOUNT if fast < simulated else "onnxruntime"
+            found["compressed"] = min(fast, simulated)
+        for net, (median, spread) in found.items():
+            cell |= {f"{net}_ms": median, f"{net}_spread_ms": spread}
         cells.append(cell)
     return cells
+
+
+def _milliseconds(seconds: Sequence[float]) -> tuple[float, float]:
+    """(median, interquartile range) in ms."""
+    low, median, high = statistics.quantiles((1000 * s for s in seconds), method="inclusive")
+    return round(median, 5), round(high - low, 5)
 
 
 def alternate(calls: Sequence[Callable[[], object]], seconds: float, clock: Clock) -> list[list[float]]:
@@ -132,7 +160,7 @@ def _round(calls: Sequence[Callable[[], object]], clock: Clock) -> list[float]:
 
 
 def kernel(dense: nn.Module, compressed: nn.Module, example: torch.Tensor) -> str:
-    """What runs ``compressed``: "no_fast_kernel" where zeros or narrow weights are all that it gained, else "dense".
+    """What runs ``compressed`` in onnxruntime: "no_fast_kernel" where zeros or narrow weights are its gain, or "dense".
 
     All: it executes as many MACs as before. Narrow: its ``Coding`` says fewer bits; here they run as fp32.
     """
