@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
@@ -52,6 +53,42 @@ class Reported:
     verified: str = ""
 
 
+@dataclass(frozen=True)
+class Select:
+    """The rows of a board that one side of a claim is about: those of ``method``, started from the dense net.
+
+    ``variants``: of these recipes only, by what stands behind the slash ("" for BASELINE itself); None: any settings,
+    also without a recipe. ``settings``: hyper-parameters that have these values.
+    """
+
+    method: str
+    variants: tuple[str, ...] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A qualitative claim of a paper: rows of ``better`` have a higher accuracy than rows of each of ``than``.
+
+    ``than`` empty: than the run that the row of ``better`` started from. Rows are compared where they have equal values
+    of each of ``at``: hyper-parameters, or (within 5 %) the measured ``params``, ``macs`` or ``bytes``. ``measure``:
+    "top1", or "after_compression", right after compression and before any retraining. ``budgets``, ``baselines``: where
+    the claim is looked at; empty: everywhere. ``margin``: points that it may be worse by; 0 where the paper says it is
+    better. ``source`` is the place in the paper, ``verified`` says how it was checked.
+    """
+
+    text: str
+    source: str
+    better: Select
+    than: tuple[Select, ...] = ()
+    at: tuple[str, ...] = ()
+    measure: str = "top1"
+    budgets: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
+    margin: float = 0.0
+    verified: str = ""
+
+
 @dataclass
 class Method(ABC):
     """A compression method: fields are hyper-parameters, ``compress`` is the algorithm, the rest is data."""
@@ -59,14 +96,15 @@ class Method(ABC):
     paper: ClassVar[Paper]
     reported: ClassVar[tuple[Reported, ...]] = ()
     recipes: ClassVar[dict[str, dict]] = {}
+    claims: ClassVar[tuple[Claim, ...]] = ()
     expected_failures: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
         """Turn the lists that a configuration delivers back into tuples."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for parameter in dataclasses.fields(self):
+            value = getattr(self, parameter.name)
             if isinstance(value, list):
-                setattr(self, field.name, tuple(value))
+                setattr(self, parameter.name, tuple(value))
 
     @abstractmethod
     def compress(self, model: nn.Module, task: Task) -> nn.Module:

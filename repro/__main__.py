@@ -218,13 +218,15 @@ def _check(words: list[str]) -> int:
 def _leaderboard(words: list[str]) -> int:
     folder = pairs(words, ["results.dir"]).get("results.dir", "results")
     from baselines import base
-    from repro import leaderboard, registry, surveys
+    from repro import claims, leaderboard, registry, surveys
 
     records, status = _all_records(folder)
     usable = {name: entry.cls for name, entry in registry.entries().items() if entry.cls}
     baselines = {name: base.load(name) for name in base.names()}
     boards = leaderboard.build(records, usable, baselines)
     texts = surveys.files(surveys.build(records, boards, usable, baselines))
+    texts |= claims.files(claims.evaluate(boards, records, usable))
+    texts |= {**leaderboard.files(boards), "README.md": leaderboard.readme(boards)}
     written = leaderboard.write(boards, folder, texts=texts)
     print(f"{len(records)} records made these files:", *written, sep="\n  ")
     return status

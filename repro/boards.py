@@ -7,7 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from repro.record import MAX_COUNT, Measurement, Record, canonical, plain, stale
 from repro.registry import ROOT
 from repro.verdict import (
     cell,
+    confidence,
     contradictions,
     counts,
     deviations,
@@ -82,7 +83,7 @@ def build(
     on_board = defaultdict(list)
     for record in kept:
         on_board[record.baseline, _data(record), BUDGETS.index(record.budget)].append(record)
-    boards = [_board(on_board[key], view) for key in sorted(on_board)]
+    boards = _with_agreement([_board(on_board[key], view) for key in sorted(on_board)])
     public = [{k: v for k, v in row.items() if k[0] != "_"} for board in boards for row in board.rows]
     frame = pd.DataFrame(public)
     whole = {name for row in public for name, value in row.items() if type(value) is int}
@@ -208,10 +209,11 @@ def _std(values: Iterable[float | None]) -> float | None:
 
 
 def _accuracies(ok: list[Record], metric: str) -> dict[str, float | None]:
-    """Means and stds over the seeds that ended well, in percent and points."""
+    """Means and stds over the seeds that ended well, in percent and points, and the 95 % interval of Δ."""
     deltas = [getattr(r.compressed, metric) - getattr(r.dense, metric) for r in ok]
     dense = [getattr(r.dense, metric) for r in ok]
-    found = {"delta": mean(deltas), "delta_std": _std(deltas), "dense": mean(dense), "dense_std": _std(dense)}
+    found = {"delta": mean(deltas), "delta_std": _std(deltas), "delta_ci95": mean([confidence(deltas)])}
+    found |= {"dense": mean(dense), "dense_std": _std(dense)}
     for name in ("top1", "top5", "subset_top1"):
         values = [getattr(r.compressed, name) for r in ok]
         found |= {name: mean(values), f"{name}_std": _std(values)}
@@ -355,6 +357,37 @@ def _not_run(first: Record, rows: list[dict], view: _View) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------------------------- ranks
+
+
+def _with_agreement(boards: list[Board]) -> list[Board]:
+    """The same boards; those of budget short say how well their order is that of budget paper, where both have runs."""
+    known = {(*_net(board), board.rows[0]["budget"]): board for board in boards}
+    pairs = [(board, known.get((*_net(board), "paper"))) for board in boards]
+    return [
+        replace(board, remarks=[*board.remarks, *_agreement(board, paper)])
+        if paper and board.rows[0]["budget"] == "short"
+        else board
+        for board, paper in pairs
+    ]
+
+
+def _net(board: Board) -> tuple[str, str]:
+    return board.rows[0]["baseline"], board.rows[0]["data"]
+
+
+def _agreement(short: Board, paper: Board) -> list[str]:
+    """A remark with Spearman's rho between the rows that both boards have; none where fewer than three have ended."""
+    from scipy.stats import spearmanr
+
+    ours, theirs = (
+        {(r["method"], r["setting"]): r[board.metric] for r in board.rows if r["n"] and r["method"] != "dense"}
+        for board in (short, paper)
+    )
+    both = [(value, theirs[key]) for key, value in ours.items() if key in theirs]
+    if len(both) < 3 or 1 in (len(set(column)) for column in zip(*both, strict=True)):
+        return []
+    rho = spearmanr(*zip(*both, strict=True)).statistic
+    return [f"Rank agreement with budget paper: Spearman's rho {rho:+z.2f} over the n={len(both)} rows that both have."]
 
 
 def _rank(rows: list[dict], metric: str) -> list[str]:

@@ -65,7 +65,6 @@ def limits(norm: BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
     Exactly, with the rounding of the normalisation itself (in eval mode): it is asked for one float32 after another.
     """
     norm = copy.deepcopy(norm).cpu().eval()
-
     shape = (1, -1) if isinstance(norm, nn.BatchNorm1d) else (1, -1, 1, 1)
 
     def number(rank: torch.Tensor) -> torch.Tensor:

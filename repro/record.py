@@ -24,7 +24,7 @@ from baselines.errors import UserError
 
 SCHEMA_VERSION = 2
 MAX_COUNT = 10**18
-CLASS_DATA = ("paper", "reported", "recipes", "expected_failures")
+CLASS_DATA = ("paper", "reported", "recipes", "claims", "expected_failures")
 
 
 def _no_constant(name: str) -> None:
@@ -460,7 +460,7 @@ def stale_ids(records: Iterable[Record], methods_dir: str | Path) -> set[str]:
 
 def code_hash(path: str | Path) -> str:
     """Hash of what ``compress`` runs in its file: comments, docstrings, type hints, field defaults (a record holds its
-    own hyper-parameters), paper, reported and recipes do not count, nor do definitions that nothing else uses."""
+    own hyper-parameters), paper, reported, recipes and claims do not count, nor definitions that nothing else uses."""
     pieces = [(names, *_shape(node)) for names, node in _pieces(_parse(path))]
     reached: set[str] = set()
     used: set[str] = set()
@@ -552,7 +552,7 @@ def _named(node: ast.AST, name: str) -> bool:
 
 
 def _without_data(node: ast.ClassDef) -> ast.ClassDef:
-    """The class of a method without its paper, reported rows, recipes and field defaults."""
+    """The class of a method without its paper, reported rows, recipes, claims and field defaults."""
     body = []
     for item in node.body:
         targets = getattr(item, "targets", [getattr(item, "target", None)])

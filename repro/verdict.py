@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import sys
+from collections.abc import Sequence
 from decimal import Decimal
+from statistics import variance
 from typing import TYPE_CHECKING, Any
 
 from baselines.errors import UserError
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 REPRODUCED = 0.5  # points of Δ top-1 between the paper and us (of top-1 where the paper prints no dense accuracy)
 CLOSE = 1.0
+CONFIDENCE = 0.95
 SLACK = 0.1  # points of reduction by which a paper may count its dense net otherwise
 
 
@@ -53,6 +57,28 @@ def verdict(printed: Reported, row: dict[str, Any]) -> str:
         return "not reproduced"
     gap = round(abs(row["top1"] - printed.top1 if theirs is None else row["delta"] - theirs), 4)
     return "reproduced" if gap <= REPRODUCED else "close" if gap <= CLOSE else "not reproduced"
+
+
+def confidence(ours: Sequence[float], theirs: Sequence[float] | None = None) -> float | None:
+    """Half the width of the 95 % t interval of mean(ours), or of mean(ours) - mean(theirs); None: not known.
+
+    Of a difference it is Welch's. Where one side is a single value, it is taken to scatter as the other side does, if
+    that does.
+    """
+    from scipy.special import stdtrit
+
+    sides = [ours] if theirs is None else [ours, theirs]
+    known = [(variance(side), len(side)) for side in sides if len(side) > 1]
+    if not known:
+        return None
+    parts = [(v / n, n - 1) for v, n in known]
+    total = math.fsum(part for part, _ in parts)
+    if not total:
+        return 0.0 if len(known) == len(sides) else None
+    freedom = total**2 / math.fsum(part**2 / n for part, n in parts)
+    if len(known) < len(sides):
+        total += known[0][0]
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(total)
 
 
 def delta(printed: Reported) -> float | None:

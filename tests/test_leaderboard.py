@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from oracle import mutant
+from scipy import stats
 from test_records import CELL, LATENCY, a_record, measured
 
 import methods
 from baselines import base
 from methods.base import Method, Reported
-from repro import leaderboard, registry, surveys, verdict
+from repro import claims, leaderboard, registry, surveys, verdict
 from repro.boards import search_of
 from repro.record import load_all
 
@@ -345,6 +346,105 @@ def test_the_verdict_compares_the_deltas_at_the_papers_budget(top1, verdict):
 LOSS = Reported(NET, "Fake-D", "Table 3", delta=-1.0)
 
 
+def intervals_are_scipys(module):
+    """Half widths of 95 % intervals against scipy's tests, which give intervals of their own."""
+    random = np.random.default_rng(0)
+    for n, m in ((2, 2), (2, 5), (3, 3), (7, 4)):
+        ours, theirs = random.normal(90, 1, n), random.normal(91, 3, m)
+        alone = stats.ttest_1samp(ours, 0).confidence_interval()
+        welch = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
+        single = stats.t.interval(0.95, m - 1, scale=np.std(theirs, ddof=1) * (1 + 1 / m) ** 0.5)
+        for found, (low, high) in (
+            (module.confidence(list(ours)), alone),
+            (module.confidence(list(ours), list(theirs)), welch),
+            (module.confidence([90.0], list(theirs)), single),
+            (module.confidence(list(theirs), [90.0]), single),
+        ):
+            assert found == pytest.approx((high - low) / 2, rel=1e-9)
+
+
+def test_intervals_are_those_of_scipy():
+    intervals_are_scipys(verdict)
+    assert [verdict.confidence(*pair) for pair in (([1.0],), ([1.0], [2.0]), ([1.0, 1.0], [2.0]))] == [None] * 3
+    assert verdict.confidence([1.0, 1.0]) == verdict.confidence([1.0, 1.0], [2.0, 2.0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(v / n, n - 1) for", "(v / n, n) for"),
+        ("part**2 / n for", "part**2 for"),
+        ("(1 + CONFIDENCE) / 2", "CONFIDENCE"),
+        ("total += known[0][0]", "total += 0"),
+    ],
+)
+def test_scipys_intervals_catch_a_changed_line(old, new):
+    with pytest.raises(AssertionError):
+        intervals_are_scipys(mutant(verdict, old, new))
+
+
+def test_at_budget_paper_the_verdict_has_our_delta_with_its_interval():
+    runs = [
+        a_run(top1, budget="paper", seed=seed, dense=measured(93.5 + seed)) for seed, top1 in enumerate((93.0, 94.5))
+    ]
+    (row,) = rows(runs)
+    low, high = stats.ttest_1samp([-0.5, 0.0], 0).confidence_interval()
+    assert (row["verdict"], row["delta"]) == ("reproduced", -0.25)
+    assert row["delta_ci95"] == pytest.approx((high - low) / 2, abs=1e-4)
+    assert table(runs)[1]["verdict"] == f"reproduced (Δ -0.25 ± {(high - low) / 2:.2f}, 95 %)"
+    (line,) = csv.DictReader(io.StringIO(leaderboard.csv(built(runs))))
+    assert float(line["delta_ci95"]) == row["delta_ci95"]
+
+
+def test_no_interval_beside_one_seed_a_reduced_budget_or_no_printed_row():
+    assert table(seeds(93.0, budget="paper"))[1]["verdict"] == "reproduced"
+    assert table(seeds(93.0, 93.1))[1]["verdict"] == "reduced budget"
+    assert table(seeds(93.0, 93.1, budget="paper", hyperparameters={"ratio": 0.9}))[1]["verdict"] == "not comparable"
+
+
+# ------------------------------------------------------------------------------------- one budget beside another
+
+
+def at_both(short, paper):
+    """One run per setting at each budget; None: not run there."""
+    both = {"short": short, "paper": paper}
+    return [
+        a_run(top1, budget=budget, hyperparameters={"ratio": (i + 1) / 100})
+        for budget, values in both.items()
+        for i, top1 in enumerate(values)
+        if top1 is not None
+    ]
+
+
+def agreement(records):
+    found = {
+        board.rows[0]["budget"]: [r for r in board.remarks if "Rank agreement" in r] for board in built(records).boards
+    }
+    assert not found.get("paper")
+    return found["short"]
+
+
+def by_definition(ours, theirs):
+    """Pearson's correlation of the mean ranks."""
+    places = [[sum(b < a for b in v) + (sum(b == a for b in v) + 1) / 2 for a in v] for v in (ours, theirs)]
+    return np.corrcoef(places)[0, 1]
+
+
+def test_the_agreement_of_two_budgets_is_spearmans_rho_over_the_rows_of_both():
+    short, paper = (90.0, 91.0, 92.0, 92.0, 80.0, 95.0), (93.0, 92.0, 94.0, 95.0, None, 93.5)
+    both = [pair for pair in zip(short, paper, strict=True) if None not in pair]
+    rho = by_definition(*zip(*both, strict=True))
+    (remark,) = agreement([*at_both(short, paper), dense(), dense(budget="paper")])
+    assert f"rho {rho:+.2f} over the n=5 rows" in remark and abs(rho) < 0.9
+
+
+def test_no_agreement_is_told_of_too_few_rows_or_of_one_value():
+    assert agreement(at_both((90.0, 91.0), (90.0, 91.0))) == []
+    assert agreement(at_both((90.0, 91.0, 92.0), (None, None, None))) == []
+    assert agreement(at_both((90.0, 91.0, 92.0), (93.0, 93.0, 93.0))) == []
+    assert agreement([*at_both((90.0, 91.0, 92.0), ()), a_run(budget="paper", baseline="resnet56_cifar10")][:3]) == []
+
+
 def losses_are_compared(module):
     """Whether a row that prints a loss of one point is reproduced by losses within half a point, close within one."""
     found = [
@@ -648,6 +748,43 @@ def test_the_text_names_its_figures_and_no_place_or_date(tmp_path):
     assert str(Path.home()) not in text and "/work" not in text and not re.search(r"20\d\d-\d\d", text)
 
 
+def test_each_board_alone_says_what_the_markdown_says():
+    printed = replace(Fake.reported[0], params_reduction=90.0, macs_reduction=60.0)
+
+    class Clashing(Fake):
+        """The same with a printed cell that contradicts itself."""
+
+        reported = (printed,)
+
+    records = [*seeds(93.0, 93.2, budget="paper"), *random_rows(), dense(budget="paper")]
+    boards = leaderboard.build(records, {**METHODS, "fake": Clashing}, BASELINES)
+    files = leaderboard.files(boards)
+    assert files.keys() == {f"boards/{b.slug}.{kind}" for b in boards.boards for kind in ("csv", "tex")}
+    board = next(b for b in boards.boards if b.rows[0]["budget"] == "paper")
+    lines = list(csv.DictReader(io.StringIO(files[f"boards/{board.slug}.csv"])))
+    text = leaderboard.markdown(leaderboard.Boards([board], boards.frame))
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    shown = [dict(zip(cells[0], line, strict=True)) for line in cells[2:]]
+    (marked,) = [line for line in shown if line["method"] == "fake"]
+    assert marked["paper"].endswith(" [1]") and len(shown) == len(lines) == 2
+    marked["paper"] = marked["paper"].removesuffix(" [1]")
+    assert [{k: v for k, v in line.items() if k != "notes"} for line in lines] == shown
+    assert [line["notes"] for line in lines] == ["–", board.footnotes[0]]
+    tex = files[f"boards/{board.slug}.tex"]
+    assert (
+        r"\toprule" in tex and "[1]" in tex and "Note 1: " in tex and not re.search(r"(?<!\\)%", tex.split("\n", 1)[1])
+    )
+    assert all(r"\%" in line or "-" in line for line in tex.splitlines() if line.startswith(" fake"))
+
+
+def test_the_guide_to_the_results_names_every_file_that_there_is():
+    boards = built(many())
+    text = leaderboard.readme(boards)
+    links = set(re.findall(r"\]\(([^)]+)\)", text))
+    pages = {"leaderboard.md", "leaderboard.csv", "claims.md", "claims.csv", "surveys.md"}
+    assert links == pages | leaderboard.files(boards).keys()
+
+
 def test_an_empty_leaderboard_says_so(tmp_path):
     leaderboard.write(built([]), tmp_path)
     assert "No runs are recorded yet." in (tmp_path / "leaderboard.md").read_text()
@@ -658,13 +795,15 @@ RESULTS = Path(methods.__file__).parent.parent / "results"
 
 @functools.cache
 def committed():
-    """(the committed records, the tables that they give, the texts of the surveys)."""
+    """(the committed records, the tables that they give, the texts of surveys, claims, single boards, the guide)."""
     records, problems = load_all(RESULTS)
     assert problems == []
     classes = {name: entry.cls for name, entry in registry.entries().items() if entry.cls}
     baselines = {name: base.load(name) for name in base.names()}
     boards = leaderboard.build(records, classes, baselines)
-    return records, boards, surveys.files(surveys.build(records, boards, classes, baselines))
+    texts = surveys.files(surveys.build(records, boards, classes, baselines))
+    texts |= claims.files(claims.evaluate(boards, records, classes)) | leaderboard.files(boards)
+    return records, boards, {**texts, "README.md": leaderboard.readme(boards)}
 
 
 def test_the_committed_tables_are_what_the_committed_records_give():
@@ -678,9 +817,13 @@ def test_the_committed_tables_are_what_the_committed_records_give():
         assert same, f"{paths[name]} is not what the records give: run `python -m repro leaderboard`."
 
 
-def test_the_committed_surveys_are_what_the_committed_records_give():
+def test_the_committed_texts_are_what_the_committed_records_give():
     _, _, texts = committed()
-    theirs = {"surveys.md", *(str(path.relative_to(RESULTS)) for path in RESULTS.glob("surveys/*"))}
+    pages = {"surveys.md", "claims.md", "claims.csv", "README.md"}
+    theirs = {name for name in pages if (RESULTS / name).is_file()}
+    theirs |= {
+        str(path.relative_to(RESULTS)) for folder in ("surveys", "boards") for path in RESULTS.glob(f"{folder}/*")
+    }
     assert theirs == texts.keys(), "delete what is too much, run `python -m repro leaderboard` for what is missing"
     for name, text in texts.items():
         same = (RESULTS / name).read_bytes() == text.encode()

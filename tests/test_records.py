@@ -328,6 +328,7 @@ NOTHING = {
     "a removed docstring": ('    """Norms."""\n', ""),
     "a reported row": ("top1=93.0", "top1=92.9"),
     "the paper": ('"https://example.org"', '"https://example.org/2"'),
+    "a claim": ("    rates: tuple", '    claims = (Claim("better", "Table 1", Select("fake")),)\n\n    rates: tuple'),
     "a recipe": ('{"rates": RATES}', '{"rates": (0.9,)}'),
     "a table that only a recipe uses": ("RATES = (0.1, 0.2)", "RATES = (0.1, 0.3)"),
     "the default of a hyper-parameter": ("= (0.5,)", "= (0.4,)"),

@@ -43,7 +43,7 @@ import torch
 from torch import nn
 
 from baselines.errors import UserError
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 from methods.kit import quant, search
 from methods.kit.coding import Coding
 
@@ -108,6 +108,16 @@ class BinaryConnect(Method):
             ("bnn_convnet_cifar10", "ConvNet, deterministic", 90.10),
             ("bnn_convnet_cifar10/stochastic", "ConvNet, stochastic", 91.73),
         )
+    )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim(
+            "Binary weights are a regulariser: the net is no worse than with real ones.", "Table 2",
+            Select("binaryconnect", ("", "stochastic")), (Select("dense"),), budgets=("short", "paper"), verified=CODE,
+        ),
+        Claim(
+            "Stochastic binary weights are better than deterministic ones.", "Table 2",
+            Select("binaryconnect", ("stochastic",)), (Select("binaryconnect", ("",)),), verified=CODE,
+        ),
     )  # fmt: skip
 
     def compress(self, model: nn.Module, task: Task) -> nn.Module:

@@ -44,7 +44,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from baselines.errors import UserError
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 from methods.kit import coding, quant
 from methods.kit.coding import Coding
 
@@ -112,6 +112,29 @@ class XNORNet(Method):
             top1=90.12, verified=READ,
         ),
     )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim(
+            "Binary weights alone (BWN) are better than binary weights and inputs.",
+            "Tables 1 and 2",
+            Select("xnor_net", ("bwn",)),
+            (Select("xnor_net", ("",)),),
+            verified="read in the paper's text",
+        ),
+        Claim(
+            "Scaled binary weights (BWN) are better than BinaryConnect's.",
+            "Table 1",
+            Select("xnor_net", ("bwn",)),
+            (Select("binaryconnect", ("",)),),
+            verified="read in the paper's text",
+        ),
+        Claim(
+            "Scaled binary weights and inputs are better than BNN's.",
+            "Table 1",
+            Select("xnor_net", ("",)),
+            (Select("bnn", ("",)),),
+            verified="read in the paper's text",
+        ),
+    )
 
     def compress(self, model: nn.Module, task: Task) -> nn.Module:
         """Algorithm 1 on the rewritten net; then the weights are alpha * sign(W)."""

@@ -38,7 +38,7 @@ import torch
 from torch import fx, nn
 
 from baselines.errors import UserError
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 
 if TYPE_CHECKING:
     from baselines.task import Task
@@ -122,6 +122,10 @@ class GhostNet(Method):
             ("resnet50_imagenet/w130", "GhostNet 1.3x", "7", 75.7, 92.7, None, None, 7.3e6, 2.26e8),
         )
     )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = (Claim(
+        "With half of its maps made by cheap operations (s = 2) a net is as good as the dense one.", "Tables 5 and 6",
+        Select("ghostnet", ("",)), (Select("dense"),), budgets=("short", "paper"), margin=0.5, verified=READ,
+    ),)  # fmt: skip
 
     def compress(self, model: nn.Module, task: Task) -> nn.Module:
         """Build the net and train it from the start; the trained dense net is used with ``inherit`` only."""

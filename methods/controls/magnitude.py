@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor, nn
 
 from baselines.errors import UserError
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 from methods.kit import masks
 
 if TYPE_CHECKING:
@@ -104,6 +104,12 @@ class Magnitude(Method):
         Reported(
             baseline="resnet50_imagenet", recipe="resnet50_imagenet/sparsity60", label="60 % of the conv weights",
             source=RETHINKING, top1=76.09, top5=92.91, base_top1=76.15, rule="nonzero", verified=README,
+        ),
+    )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim(
+            "A small amount of pruning costs no accuracy.", "Sec. 3", Select("magnitude", ("2x", "4x")),
+            (Select("dense"),), budgets=("short", "paper"), margin=0.5, verified="recalled, not read again",
         ),
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import nn
 
 from baselines.errors import UserError
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 from methods.kit import masks
 
 if TYPE_CHECKING:
@@ -76,6 +76,14 @@ class Scratch(Method):
             ("resnet56_cifar10", "L1 B", 93.14, (92.54, 93.05)),
         )
         for top1, (mode, variant, verified) in zip(values, (("E", "", RECALLED), ("B", "/B", GRID)), strict=True)
+    )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = tuple(
+        Claim(
+            f"Trained from new weights for as {much}, a pruned structure reaches the pruned and fine-tuned net.",
+            "Tables 1 to 5", Select("scratch", settings={"mode": mode}), budgets=("short", "paper"), margin=0.5,
+            verified=verified,
+        )
+        for mode, much, verified in (("E", "many epochs as the dense net", RECALLED), ("B", "much computation", GRID))
     )  # fmt: skip
     expected_failures: ClassVar[dict[str, str]] = {
         "smaller/tiny_resnet_synthetic": "it keeps the structure that it starts from, here the dense one",

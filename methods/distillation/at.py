@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from baselines.errors import UserError
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 from methods.kit import distill
 
 if TYPE_CHECKING:
@@ -104,6 +104,17 @@ class AT(Method):
             verified="read in that README; its base is the teacher, its student alone has 69.06",
         ),
     )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim(
+            "A student that learns the teacher's activation attention is better than the same student alone.",
+            "Tables 1 and 5", Select("at", ("",)), (Select("student"),), budgets=("short", "paper"),
+            verified="figures of both tables read in the authors' README and in copies",
+        ),
+        Claim(
+            "So is one that learns its gradient attention.", "Table 2", Select("at", ("gradient",)),
+            (Select("student"),), budgets=("short", "paper"), verified="recalled, not read again",
+        ),
+    )  # fmt: skip
 
     def compress(self, model: nn.Module, task: Task) -> nn.Module:
         """Train the student from scratch under all objectives at once; the dense model itself is left alone."""

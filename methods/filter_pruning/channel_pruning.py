@@ -46,7 +46,7 @@ import torch
 from torch import nn
 
 from baselines.task import seed_of
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 from methods.kit import reconstruct, surgery
 from methods.kit.reconstruct import Moments, Output
 
@@ -144,6 +144,11 @@ class ChannelPruning(Method):
             verified="README of MFMI repeats the row",
         ),
     )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = (Claim(
+        "At equal rates and without retraining, choice and reconstruction by the output lose less than weight sums.",
+        "Sec. 4.1, Fig. 4 (layer by layer)", Select("channel_pruning"), (Select("l1_filter"),),
+        ("ratio", "ratios", "macs_reduction"), "after_compression", verified="recalled, not read again",
+    ),)  # fmt: skip
 
     def compress(self, model: nn.Module, task: Task) -> nn.Module:
         """Sec. 3.2: layer by layer, choose inputs and refit against the dense net's outputs; then fine-tune."""

@@ -39,7 +39,7 @@ import torch
 from torch import nn
 
 from baselines.errors import UserError
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 from methods.kit import features, surgery
 
 if TYPE_CHECKING:
@@ -146,6 +146,19 @@ class HRank(Method):
             baseline="resnet50_imagenet", recipe="resnet50_imagenet/HRank-3", label="HRank-3", source="Table 6",
             top1=69.10, top5=89.58, base_top1=76.15, base_top5=92.87, params=8.27e6, macs=9.8e8,
             rule="hrank_out_only", verified=f"{READ} and of MFMI",
+        ),
+    )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim(
+            "At equal rates, filters of high rank are worth more than filters drawn by lot.",
+            "ablation on the variants of HRank (Sec. 4)", Select("hrank"),
+            (Select("random_filter", settings={"scope": "layer"}),), ("ratio", "ratios", "macs_reduction"),
+            verified="recalled, not read again",
+        ),
+        Claim(
+            "At the same size, filters of high rank are worth more than those of large L1 norm.",
+            "comparison with L1 in Tables 1 to 3", Select("hrank"), (Select("l1_filter"),), ("macs",),
+            verified="recalled, not read again",
         ),
     )  # fmt: skip
 

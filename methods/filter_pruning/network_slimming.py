@@ -45,7 +45,7 @@ import torch
 from torch import nn
 
 from baselines.errors import UserError
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 from methods.kit import surgery
 
 if TYPE_CHECKING:
@@ -124,6 +124,13 @@ class NetworkSlimming(Method):
         Reported(
             baseline="resnet56_cifar100", recipe="resnet56_cifar100/mfmi", label="ResNet-56", source=MFMI, top1=70.51,
             base_top1=71.77, params=6.0e5, macs=6.282e7, verified=f"{README} (half: the dense MACs are misprinted)",
+        ),
+    )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim(
+            "Without most of its channels the fine-tuned net is no worse than the dense one.", "Table 1",
+            Select("network_slimming", ("",)), (Select("dense"),), budgets=("short", "paper"), margin=0.5,
+            verified="read in the paper's full text",
         ),
     )  # fmt: skip
 

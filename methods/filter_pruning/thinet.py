@@ -38,7 +38,7 @@ import torch
 from torch import nn
 
 from baselines.task import seed_of
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 from methods.kit import reconstruct, surgery
 from methods.kit.reconstruct import Moments
 
@@ -135,6 +135,14 @@ class ThiNet(Method):
             baseline="resnet50_imagenet", recipe="resnet50_imagenet/30", label="ThiNet-30", source="Table 3",
             top1=68.42, top5=88.30, base_top1=72.88, base_top5=91.14, params=8.66e6, macs=2.20e9, rule="two_per_mac",
             verified=f"quoted by two later papers; {RECOUNTED}",
+        ),
+    )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim(
+            "At equal rates, the next layer's output chooses better filters than weight sums, APoZ or the lot.",
+            "Sec. 4.1, Fig. 4", Select("thinet"),
+            (Select("l1_filter"), Select("apoz"), Select("random_filter", settings={"scope": "layer"})),
+            ("ratio", "ratios", "macs_reduction"), verified="recalled, not read again",
         ),
     )  # fmt: skip
 

@@ -37,7 +37,7 @@ import torch
 from torch import nn
 
 from baselines.errors import UserError
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 from methods.kit import quant
 from methods.kit.coding import Coding
 
@@ -106,6 +106,17 @@ class TWN(Method):
         Reported(
             baseline="bnn_convnet_cifar10", recipe="bnn_convnet_cifar10", label="VGG-7 (one 1024-unit layer fewer)",
             source="the table of results on MNIST and CIFAR-10", top1=92.56, base_top1=92.88, verified=READ,
+        ),
+    )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim(
+            "Ternary weights are better than binary ones.", "the tables of results", Select("twn", ("", "layer")),
+            (Select("xnor_net", settings={"mode": "bwn"}), Select("binaryconnect", ("", "stochastic")), Select("bnn")),
+            verified=READ,
+        ),
+        Claim(
+            "Ternary weights lose little against real ones.", "the tables of results", Select("twn", ("", "layer")),
+            (Select("dense"),), margin=0.5, verified=READ,
         ),
     )  # fmt: skip
 

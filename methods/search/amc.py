@@ -49,7 +49,7 @@ from torch import nn
 
 from baselines.errors import UserError
 from baselines.task import seed_of
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 from methods.kit import masks, reconstruct, search, surgery
 from methods.kit.features import Site
 from methods.kit.reconstruct import Moments
@@ -109,6 +109,13 @@ class AMC(Method):
             baseline="resnet56_cifar10", recipe="resnet56_cifar10", label="AMC, 50 % FLOPs", source="Table 2",
             top1=91.9, base_top1=92.8, macs=6.27e7, macs_reduction=50.0,
             verified="accuracies in the table of another project's reimplementation, MACs in a later paper's README",
+        ),
+    )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim(
+            "At the same MACs the searched policy is better than channel pruning by hand-made rates.", "Table 2",
+            Select("amc", settings={"granularity": "channel"}), (Select("channel_pruning"),), ("macs",),
+            budgets=("short", "paper"), verified="its figures, read in another project's table and README",
         ),
     )  # fmt: skip
 

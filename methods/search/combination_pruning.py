@@ -52,7 +52,7 @@ from torch import nn
 
 from baselines.errors import UserError
 from baselines.task import seed_of
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 from methods.kit import masks, search
 
 if TYPE_CHECKING:
@@ -150,6 +150,19 @@ class CombinationPruning(Method):
             baseline="resnet50_imagenet", recipe="resnet50_imagenet", label="combination", source="text and abstract",
             top1=74.16, top5=91.96, base_top1=76.02, base_top5=92.94, params_reduction=80.9, rule="nonzero",
             verified=f"{READ}; the abstract repeats the 80.9 % and the 1.86 points lost",
+        ),
+    )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim(
+            "The combination of both criteria is better than the threshold on the whole net.", "Table 4",
+            Select("combination_pruning", ("",), {"mode": "combination"}),
+            (Select("combination_pruning", ("three_sigma",)),), budgets=("short", "paper"), verified=READ,
+        ),
+        Claim(
+            "At 80 % sparsity the searched net is better than without the filters of least weight sum or most APoZ.",
+            "Fig. 5", Select("combination_pruning", ("",), {"mode": "ddpg", "sparsity": 0.8}),
+            (Select("l1_filter", ("weight_sum",)), Select("apoz", ("survey",))), baselines=("resnet56_cifar100",),
+            verified=READ,
         ),
     )  # fmt: skip
 

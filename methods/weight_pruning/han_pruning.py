@@ -39,7 +39,7 @@ import torch
 from torch import nn
 
 from baselines.errors import UserError
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 from methods.kit import masks
 
 if TYPE_CHECKING:
@@ -95,6 +95,18 @@ class HanPruning(Method):
         Reported(
             baseline="lenet5_mnist5k", recipe="lenet5_mnist5k", label="LeNet-5, 12x (full MNIST)",
             source="Table 1", top1=99.23, base_top1=99.20, rule="nonzero", verified=READ.format("36K", "431K", 3),
+        ),
+    )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim(
+            "Pruned to 9 to 13 times fewer weights, the retrained net loses no accuracy.", "abstract, Table 1",
+            Select("han_pruning", ("",)), (Select("dense"),), budgets=("short", "paper"), margin=0.5,
+            verified="read in a copy of the paper's text",
+        ),
+        Claim(
+            "Pruning step by step is better than pruning as much at once.", "Sec. 3.4, Fig. 5",
+            Select("han_pruning", ("",)), (Select("magnitude"),), ("bytes",), budgets=("short", "paper"),
+            verified="recalled, not read again",
         ),
     )  # fmt: skip
 
