@@ -246,6 +246,10 @@ def layer_costs(layers: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {"columns": ["outputs x inputs", *names.values()], "rows": rows}
 
 
+def _kernel(cell: dict[str, Any]) -> str:
+    return " (popcount)" if cell.get("kernel") == "popcount" else ""
+
+
 def latency_cells(record: Record) -> list[dict[str, Any]]:
     """The latency table: times as "median ± interquartile range", the ratio where one may be claimed."""
     measured = record.latency or {"cells": [], "kernel": ""}
@@ -257,7 +261,7 @@ def latency_cells(record: Record) -> list[dict[str, Any]]:
             "rounds": cell["rounds"],
             "dense": f"{cell['dense_ms']:.3f} ± {cell['dense_spread_ms']:.3f}",
             "compressed": f"{cell['compressed_ms']:.3f} ± {cell['compressed_spread_ms']:.3f}",
-            "ratio": f"{cell['dense_ms'] / cell['compressed_ms']:.2f}x" if claimed else "not claimed",
+            "ratio": f"{cell['dense_ms'] / cell['compressed_ms']:.2f}x{_kernel(cell)}" if claimed else "not claimed",
         }
         for cell in measured["cells"]
     ]

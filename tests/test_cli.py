@@ -26,6 +26,7 @@ HEAVY = (
     "sklearn",
     "onnx",
     "matplotlib",
+    "numba",
     "PIL",
     "mlxtend",
 )
