@@ -317,12 +317,6 @@ def _reorder(order: torch.Tensor, layer: Layer) -> Reorder:
     return made
 
 
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` in the place of the one called ``name``."""
-    above, _, own = name.rpartition(".")
-    setattr(model.get_submodule(above), own, module)
-
-
 @contextlib.contextmanager
 def fixed(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """These modules, and the statistics in them, do not change while the others are trained inside."""

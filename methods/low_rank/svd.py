@@ -131,7 +131,7 @@ class SVD(Method):
             metric = factor.covariances(model, part, task.batches(self.images)) if self.metric == "data" else {}
             found = self._approximations(model, task, part, metric)  # of weights that result from the fine-tuning
             for name in part:
-                factor.replace(model, name, found[name].build(*ranks[name]))
+                model.set_submodule(name, found[name].build(*ranks[name]))
             below = order[: order.index(part[-1]) + 1] if self.layerwise else []
             if below != order:
                 with factor.fixed(model, below):  # Sec. 3.5

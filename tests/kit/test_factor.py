@@ -423,7 +423,7 @@ def test_kernels_and_replacing():
     weight = net.features[4].weight
     assert np.allclose(factor.kernel(net.features[4])[3, 5, 7], weight[7, 3, 1, 2].item())
     assert factor.kernel(net.classifier[3]).shape == (24, 1, 4)
-    factor.replace(net, "classifier.3", nn.Identity())
+    net.set_submodule("classifier.3", nn.Identity())
     assert isinstance(net.classifier[3], nn.Identity)
 
 
