@@ -293,12 +293,18 @@ def read_npz(path: Path, name: str, num_classes: int) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             if (size := sum(member.file_size for member in file.zip.infolist())) > UNPACKED:
                 raise ValueError(f"it unpacks to {size} bytes")
-            arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
+            arrays = {key: np.asarray(file[key]) for key in ("x_train", "y_train", "x_test", "y_test")}
     except Exception as error:
         raise UserError(f"{path} cannot be read as {name} ({type(error).__name__}: {error}). {again}") from error
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if x.ndim != 4 or x.shape[1:] != (32, 32, 3) or x.dtype != np.uint8 or y.shape != (len(x),) or y.dtype.kind not in "iu":
+        if (
+            x.ndim != 4
+            or x.shape[1:] != (32, 32, 3)
+            or x.dtype != np.uint8
+            or y.shape != (len(x),)
+            or y.dtype.kind not in "iu"
+        ):
             raise UserError(
                 f"{path}: x_{part} is {x.dtype} {x.shape} with labels {y.dtype} {y.shape}; expected uint8 "
                 f"(N, 32, 32, 3) with whole labels (N,). {again}"

@@ -76,7 +76,9 @@ def fit(model: nn.Module, state: dict[str, torch.Tensor], path: Path, net: str) 
                 f"weights of another net than {net}. Pass weights of {net}."
             )
         if value.is_complex() or value.is_floating_point() != own[name].is_floating_point():
-            raise UserError(f"{path}: '{name}' has {value.dtype}, expected {own[name].dtype}: pass weights of that type.")
+            raise UserError(
+                f"{path}: '{name}' has {value.dtype}, expected {own[name].dtype}: pass weights of that type."
+            )
     state = {name: value.to(own[name].dtype) for name, value in state.items()}
     model.load_state_dict(state, strict=False)
     return model.eval()

@@ -207,7 +207,11 @@ def _parse(words: Sequence[str]) -> list[Override]:
     for word in words:
         try:
             found += parser.parse_overrides([word])
-        except OverrideParseException as error:
+        except (
+            OverrideParseException,
+            ValueError,
+            RecursionError,
+        ) as error:  # also of a number too long or a list too deep
             if "=" not in word:
                 raise UserError(f"'{word}' is not an option: write KEY=VALUE, as in method=hrank seed=1.") from error
             hint = "quote text with special characters, as in 'data.root=\"a b\"', and write lists as [1,2]"

@@ -464,7 +464,11 @@ def _check(data: Any, rules: dict, prefix: str) -> str | None:
         return f"it holds a {type(data).__name__} where an object is expected"
     if data.keys() != rules.keys():
         unknown, missing = sorted(data.keys() - rules.keys()), sorted(rules.keys() - data.keys())
-        return f"it has the unknown field '{prefix}{json.dumps(unknown[0])[1:-1]:.60}'" if unknown else f"it has no '{prefix}{missing[0]}'"
+        return (
+            f"it has the unknown field '{prefix}{json.dumps(unknown[0])[1:-1]:.60}'"
+            if unknown
+            else f"it has no '{prefix}{missing[0]}'"
+        )
     for name, (holds, expected) in rules.items():
         if not holds(data[name]):
             return f"'{prefix}{name}' is {json.dumps(data[name])[:60]}, but {expected} is expected"
