@@ -51,8 +51,8 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         facts = json.loads(metadata.get("facts", "{}"))
     except Exception as error:  # of safetensors, torch, json and the system
         raise UserError(
-            f"{path} is not a readable safetensors file ({error}): pass an intact one. Pickles (.pt, .pth) can run code "
-            "and are not opened."
+            f"{path} is not a readable safetensors file ({error}): pass an intact one. Pickles (.pt, .pth) can run "
+            "code and are not opened."
         ) from error
     if "sha256" in metadata and metadata["sha256"] != digest(state):
         raise UserError(f"{path} does not match its own checksum: it was altered or damaged; get it again.")
@@ -76,9 +76,7 @@ def fit(model: nn.Module, state: dict[str, torch.Tensor], path: Path, net: str) 
                 f"weights of another net than {net}. Pass weights of {net}."
             )
         if value.is_complex() or value.is_floating_point() != own[name].is_floating_point():
-            raise UserError(
-                f"{path}: '{name}' has {value.dtype}, expected {own[name].dtype}: pass weights of that type."
-            )
+            raise UserError(f"{path}: '{name}' has {value.dtype}, expected {own[name].dtype}: pass such weights.")
     state = {name: value.to(own[name].dtype) for name, value in state.items()}
     model.load_state_dict(state, strict=False)
     return model.eval()

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_signs(word: str) -> None:
     """UserError for line breaks, NUL and other control characters, and for bytes that are no text."""
     if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in word):
-        raise UserError(f"{ascii(word):.80} holds a control character or is not UTF-8: give printable text.")
+        raise UserError(f"{word!a:.80} holds a control character or is not UTF-8: give printable text.")
 
 
 def find(verb: str) -> Verb:

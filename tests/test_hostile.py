@@ -158,7 +158,7 @@ def test_records(tmp_path):
         found = load(path)
         assert found.id == found.identity() and all(n >= 0 for n in (found.seed, found.dense.params))
         found.save("again")
-        if rng.random() < 0.1:
+        if rng.random() < 0.02:
             assert "<script" not in report.page(found, None, None)
             boards = leaderboard.build([found], {}, {})
             assert leaderboard.markdown(boards) and leaderboard.files(boards)
@@ -191,7 +191,7 @@ def nested(path, whole):
 CRAFTED = {
     "a link": (links, "not a file of its own"),
     "a pipe": (lambda path, whole: (path.unlink(), os.mkfifo(path)), "not a file of its own"),
-    "a gigabyte": (lambda path, whole: open(path, "r+b").truncate(1 << 30), "1073741824 bytes"),
+    "a gigabyte": (lambda path, whole: os.truncate(path, 1 << 30), "1073741824 bytes"),
     "deep": (nested, "levels deep"),
     "infinite": (lambda path, whole: path.write_bytes(whole.replace(b'"ratio": 0.5', b'"ratio": 1e999')), "finite"),
     "a key twice": (
@@ -233,12 +233,12 @@ def test_weights(tmp_path):
     used, refused = survived(use, [*bytes_like(whole, rng, 700), *(headed() for _ in range(800))])
     assert used + refused == 1500 and refused > 1000
     for content in (save(state, {"facts": "{"}), save(state, {"facts": "[]"})):
-        with pytest.raises(UserError, match="safetensors|facts"):
+        with pytest.raises(UserError, match=r"safetensors|facts"):
             use(content)
-    with pytest.raises(UserError, match="has torch.complex64, expected torch.float32"):
+    with pytest.raises(UserError, match=r"has torch\.complex64, expected torch\.float32"):
         use(save({name: value.to(torch.complex64) for name, value in state.items()}))
     torch.save(state, path)
-    with pytest.raises(UserError, match="Pickles .* are not opened"):
+    with pytest.raises(UserError, match=r"Pickles .* are not opened"):
         weights.load(net, path, "tiny")
 
 
@@ -255,10 +255,12 @@ def test_data_files(tmp_path):
     odd = [np.array(v) for v in (["a", "b", "c"], [np.nan] * 3, [1j] * 3, [True] * 3, 5, [], [[1, 2, 3]])]
     odd += [x[:, :5], x.astype(float), -y, y + 2**62, y.astype("M8[s]"), np.zeros(3, "i4,f4"), y.astype(object)]
     bombs = io.BytesIO()
-    with zipfile.ZipFile(bombs, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
-        with file.open("x_train.npy", "w", force_zip64=True) as member:
-            for _ in range(65):
-                member.write(bytes(1 << 24))
+    with (
+        zipfile.ZipFile(bombs, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+        file.open("x_train.npy", "w") as member,
+    ):
+        for _ in range(65):
+            member.write(bytes(1 << 24))
 
     def use(content):
         path.write_bytes(content)
