@@ -33,6 +33,10 @@ IMAGENETTE = {  # WordNet id -> index among the 1000 ImageNet classes
 }
 
 
+UNPACKED = 1 << 30  # bytes of the arrays in a .npz file, at most
+LONGEST = 100  # an image's long side, in short sides, at most
+
+
 @dataclass
 class DataOptions:
     """Where the data lies and which part of it is used."""
@@ -287,15 +291,23 @@ def read_npz(path: Path, name: str, num_classes: int) -> dict[str, np.ndarray]:
     again = f"Delete it and run 'python scripts/fetch_data.py {name} --root {path.parent}'."
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
+            if (size := sum(member.file_size for member in file.zip.infolist())) > UNPACKED:
+                raise ValueError(f"it unpacks to {size} bytes")
+            arrays = {key: np.asarray(file[key]) for key in ("x_train", "y_train", "x_test", "y_test")}
     except Exception as error:
         raise UserError(f"{path} cannot be read as {name} ({type(error).__name__}: {error}). {again}") from error
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if x.ndim != 4 or x.shape[1:] != (32, 32, 3) or x.dtype != np.uint8 or y.shape != (len(x),):
+        if (
+            x.ndim != 4
+            or x.shape[1:] != (32, 32, 3)
+            or x.dtype != np.uint8
+            or y.shape != (len(x),)
+            or y.dtype.kind not in "iu"
+        ):
             raise UserError(
-                f"{path}: x_{part} is {x.dtype} {x.shape} with labels {y.shape}; expected uint8 (N, 32, 32, 3) with "
-                f"labels (N,). {again}"
+                f"{path}: x_{part} is {x.dtype} {x.shape} with labels {y.dtype} {y.shape}; expected uint8 "
+                f"(N, 32, 32, 3) with whole labels (N,). {again}"
             )
         if not len(y) or int(y.min()) < 0 or int(y.max()) >= num_classes:
             raise UserError(f"{path}: labels of {part} lie outside 0..{num_classes - 1}: this is not {name}. {again}")
@@ -334,7 +346,10 @@ def _image(path: Path) -> object:
     from PIL import Image
 
     try:
-        return Image.open(path).convert("RGB")
+        image = Image.open(path, formats=("JPEG", "PNG"))  # no format that another program draws
+        if max(image.size) > LONGEST * min(image.size):
+            raise ValueError(f"its sides are {image.size}")
+        return image.convert("RGB")
     except Exception as error:
         raise UserError(f"{path} cannot be read as an image ({error}). Fetch the data set again.") from error
 

@@ -40,19 +40,25 @@ def save(model: nn.Module, path: Path, facts: dict[str, Any] | None = None) -> P
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(state dict, facts) of a safetensors file; UserError for a missing, damaged or altered one."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"There is no weights file {path}: pass an existing safetensors file.")
     try:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}): pass an intact one.") from error
+        facts = json.loads(metadata.get("facts", "{}"))
+    except Exception as error:  # of safetensors, torch, json and the system
+        raise UserError(
+            f"{path} is not a readable safetensors file ({error}): pass an intact one. Pickles (.pt, .pth) can run "
+            "code and are not opened."
+        ) from error
     if "sha256" in metadata and metadata["sha256"] != digest(state):
         raise UserError(f"{path} does not match its own checksum: it was altered or damaged; get it again.")
-    return state, json.loads(metadata.get("facts", "{}"))
+    if not isinstance(facts, dict):
+        raise UserError(f"{path} has facts that are no JSON object: get it again.")
+    return state, facts
 
 
 def fit(model: nn.Module, state: dict[str, torch.Tensor], path: Path, net: str) -> nn.Module:
@@ -69,6 +75,8 @@ def fit(model: nn.Module, state: dict[str, torch.Tensor], path: Path, net: str) 
                 f"{path}: '{name}' has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}: these are "
                 f"weights of another net than {net}. Pass weights of {net}."
             )
+        if value.is_complex() or value.is_floating_point() != own[name].is_floating_point():
+            raise UserError(f"{path}: '{name}' has {value.dtype}, expected {own[name].dtype}: pass such weights.")
     state = {name: value.to(own[name].dtype) for name, value in state.items()}
     model.load_state_dict(state, strict=False)
     return model.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what the words ask; the exit status: 0, 1 where a check failed, 2 for bad input, 130 after Ctrl-C."""
     verb, *words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
+        for word in words:
+            _check_signs(word)
         if verb in (*HELP, "help"):
             print(overview())
             return 0
@@ -77,6 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _check_signs(word: str) -> None:
+    """UserError for line breaks, NUL and other control characters, and for bytes that are no text."""
+    if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in word):
+        raise UserError(f"{word!a:.80} holds a control character or is not UTF-8: give printable text.")
 
 
 def find(verb: str) -> Verb:

@@ -20,6 +20,7 @@ from baselines.data import DataOptions
 from baselines.errors import UserError
 from methods.base import Method
 from repro import registry
+from repro.record import MAX_COUNT
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 NAME = "repro"
 DEFAULTS = {"method": "dense", "baseline": "vgg16_mnist5k"}
 NO_RECIPE = "none"
+MAX_THREADS = 4096
+DEVICE = re.compile("auto|cpu|(cuda|mps|xpu)(:[0-9]{1,2})?")
+RUN_ID = re.compile("[0-9a-f]{12}")
 ALLOWED = {"device.precision": ("auto", "fp32", "bf16"), "only": ("latency",)}
 HELP = {
     "method": "what compresses (`python -m repro list` shows all)",
@@ -203,7 +207,11 @@ def _parse(words: Sequence[str]) -> list[Override]:
     for word in words:
         try:
             found += parser.parse_overrides([word])
-        except OverrideParseException as error:
+        except (
+            OverrideParseException,
+            ValueError,
+            RecursionError,
+        ) as error:  # also of a number too long or a list too deep
             if "=" not in word:
                 raise UserError(f"'{word}' is not an option: write KEY=VALUE, as in method=hrank seed=1.") from error
             hint = "quote text with special characters, as in 'data.root=\"a b\"', and write lists as [1,2]"
@@ -250,10 +258,21 @@ def _check_option(key: str, value: object, without: Sequence[str]) -> None:
         raise UserError(_wrong_type(key, value, known[key])) from error
     if key in ALLOWED and value not in ALLOWED[key]:
         raise UserError(f"{key}={_shown(value)} is not known. {registry.one_of(ALLOWED[key])}")
-    if key == "seed" and isinstance(value, int) and value < 0:
-        raise UserError(f"seed={value} is negative: give a whole number from 0 on.")
+    if key == "seed" and _outside(value, 0, MAX_COUNT):
+        raise UserError(f"seed={value} lies outside 0..{MAX_COUNT}: give a whole number within.")
+    if key == "device.threads" and _outside(value, 0, MAX_THREADS):
+        raise UserError(f"device.threads={value} lies outside 0..{MAX_THREADS}: give a number of CPU threads.")
+    if key == "device.name" and not DEVICE.fullmatch(str(value)):
+        raise UserError(f"device.name={value} is no device: give auto, cpu, cuda, mps, or one of several as in cuda:1.")
+    if key == "start" and value is not None and not RUN_ID.fullmatch(str(value)):
+        raise UserError(f"start={value} is no id: give the 12 digits (0-9, a-f) that name a record's file.")
     if key == "cache" and not value:
         raise UserError("cache= needs the path of a folder.")
+
+
+def _outside(value: object, low: int, high: int) -> bool:
+    """Whether a value is, or is the text of, a whole number outside of low..high."""
+    return re.fullmatch("[-+]?[0-9]+", str(value)) is not None and not low <= int(str(value)) <= high
 
 
 def _check_fields(method: str, fields: Sequence[tuple[str, list[Any]]]) -> None:

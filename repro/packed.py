@@ -21,6 +21,7 @@ from repro import architecture, codec
 from repro.record import canonical, parse, plain, replace
 
 FORMAT = 1
+LARGEST = codec.LIMIT + codec.HEADER_LIMIT + (1 << 20)  # bytes of either file
 KEYS = {"format", "architecture", "facts", "packed", "sha256"}
 AGAIN = "copy both files again, or run it again"
 
@@ -64,6 +65,8 @@ def read(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     for file, other in ((about, payload), (payload, about)):
         if not file.is_file():
             raise UserError(f"There is no file {file}: a network is {other.name} and {file.name} together; {AGAIN}.")
+        if file.stat().st_size > LARGEST:
+            raise UserError(f"{file} has over {LARGEST} bytes, more than this version writes: {AGAIN}.")
     content, data = _content(about), payload.read_bytes()
     if content["packed"] != _fingerprint(data):
         raise UserError(f"{payload} does not belong to {about.name}, or is damaged: {AGAIN}.")

@@ -11,6 +11,8 @@ import json
 import math
 import os
 import re
+import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +26,8 @@ from baselines.errors import UserError
 
 SCHEMA_VERSION = 2
 MAX_COUNT = 10**18
+MAX_BYTES = 1 << 24  # of a record's file; the largest that a run wrote takes a hundredth
+DEEPEST = 32  # levels of lists and objects within a field
 CLASS_DATA = ("paper", "reported", "recipes", "claims", "expected_failures")
 
 
@@ -31,7 +35,14 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed")
 
 
-parse = json.JSONDecoder(parse_constant=_no_constant).decode
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return found
+
+
+parse = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_distinct).decode
 canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 NUMBERS = re.compile(r"\[\n([^\[\]{}\"]*)\n *\]")  # a list of numbers, which goes on one line
 ID_START = re.compile("[0-9a-f]{4,12}")
@@ -183,8 +194,10 @@ def replace(path: Path, content: str | bytes) -> None:
 def load(path: str | Path) -> Record:
     """Read one record file; UserError with one sentence where anything in it is not as it should be."""
     try:
-        with open(path, "rb") as file:
-            data = _upgraded(parse(str(file.read(), "utf-8")))
+        text = str(_content(path), "utf-8")
+        data = _upgraded(parse(text))
+        if "\\u" in text:
+            json.dumps(data, ensure_ascii=False).encode()  # refuses half of a surrogate pair, which no file can hold
         fault = _fault(data)
         if fault is None:
             nets = {name: Measurement(**data[name]) for name in ("dense", "compressed")}
@@ -197,6 +210,17 @@ def load(path: str | Path) -> Record:
     except (ValueError, RecursionError) as error:
         raise UserError(f"The record {path} is not valid JSON ({error}): delete it and run it again.") from error
     raise UserError(f"The record {path} is not valid: {fault}; delete it and run it again.")
+
+
+def _content(path: str | Path) -> bytes:
+    """The bytes of a record's file; UserError for a link, a pipe or whatever else is no file, and for a huge one."""
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"The record {path} is not a file of its own (a link, a folder or a device): put a file there.")
+    if status.st_size > MAX_BYTES:
+        raise UserError(f"The record {path} has {status.st_size} bytes, over {MAX_BYTES}: delete it and run it again.")
+    with open(path, "rb") as file:
+        return file.read(MAX_BYTES)
 
 
 def _upgraded(data: Any) -> Any:
@@ -286,10 +310,12 @@ def _layers(value: Any) -> bool:
         return False
     if not set(map(frozenset, value)) <= LAYER_KEYS:
         return False
+    if None in [pair for layer in value for key, pair in layer.items() if key != "compressed"]:
+        return False
     pairs = [pair for layer in value for key, pair in layer.items() if key != "name"]
     if not set(map(type, pairs)) <= {list, type(None)} or not {type(layer["name"]) for layer in value} <= {str}:
         return False
-    if not {len(pair) for pair in pairs if pair is not None} <= {2} or None in [layer["dense"] for layer in value]:
+    if not {len(pair) for pair in pairs if pair is not None} <= {2}:
         return False
     sizes = [*chain.from_iterable(filter(None, pairs)), 0]
     return set(map(type, sizes)) == {int} and 0 <= min(sizes) <= max(sizes) <= MAX_COUNT
@@ -299,7 +325,7 @@ def _provenance(value: Any) -> bool:
     if not isinstance(value, dict) or not {"dense_sha256", "code_hash", "kit_versions"} <= value.keys():
         return False
     versions, sha = value["kit_versions"], value["dense_sha256"]
-    known = isinstance(value["code_hash"], str) and (sha is None or isinstance(sha, str))
+    known = isinstance(value["code_hash"], str) and (sha is None or isinstance(sha, str)) and _tame(value)
     return known and isinstance(versions, dict) and all(map(_whole, versions.values()))
 
 
@@ -337,8 +363,25 @@ def _cell(value: Any, named: bool) -> bool:
 def _losses(value: Any) -> bool:
     if not isinstance(value, list) or not set(map(type, value)) <= {list} or not set(map(len, value)) <= {3}:
         return False
-    numbers = [*filter(None, chain.from_iterable(value)), 0]
+    if not {type(step) for step, _, _ in value} <= {int}:
+        return False
+    numbers = [*(n for n in chain.from_iterable(value) if n is not None), 0]
     return set(map(type, numbers)) <= {int, float} and -MAX_COUNT <= min(numbers) <= max(numbers) <= MAX_COUNT
+
+
+def _table(value: Any) -> bool:
+    return isinstance(value, dict) and _tame(value)
+
+
+def _fields(value: Any) -> bool:
+    return _table(value) and all(map(str.isidentifier, value))
+
+
+def _tame(value: Any, levels: int = DEEPEST) -> bool:
+    """Whether all numbers within are ones that a float holds, and nothing is nested deeper than ``levels``."""
+    if isinstance(value, (dict, list)):
+        return levels > 0 and all(_tame(v, levels - 1) for v in (value.values() if type(value) is dict else value))
+    return not isinstance(value, (int, float)) or abs(value) <= sys.float_info.max
 
 
 def _accuracies(value: Any) -> bool:
@@ -352,7 +395,9 @@ WHOLE = (_whole, f"a whole number from 0 to {MAX_COUNT:.0e}")
 MAYBE_WHOLE = (lambda v: v is None or _whole(v), f"{WHOLE[1]}, or null")
 NAME = _text("[a-z0-9][a-z0-9_]{0,79}", "a name of small letters, digits and underscores")
 FLAG = (lambda v: isinstance(v, bool), "true or false")
-TABLE = (lambda v: isinstance(v, dict), "an object")
+OBJECT = (lambda v: isinstance(v, dict), "an object")
+TABLE = (_table, f"an object of finite numbers, at most {DEEPEST} levels deep")
+FIELDS = (_fields, f"{TABLE[1]}, by the names of fields")
 
 MEASURED: dict[str, Rule] = {
     "top1": PERCENT,
@@ -377,10 +422,10 @@ RECORDED: dict[str, Rule] = {
     "baseline": NAME,
     "budget": _one_of(*BUDGETS),
     "seed": WHOLE,
-    "hyperparameters": TABLE,
-    "options": TABLE,
-    "dense": TABLE,
-    "compressed": TABLE,
+    "hyperparameters": FIELDS,
+    "options": FIELDS,
+    "dense": OBJECT,
+    "compressed": OBJECT,
     "after_compression": (_accuracies, "null or an object of top1, top5 and subset_top1 in percent"),
     "details": TABLE,
     "layers": (_layers, "a list of {name, dense, compressed, params, nonzero, macs, bit_ops}"),
@@ -419,7 +464,11 @@ def _check(data: Any, rules: dict, prefix: str) -> str | None:
         return f"it holds a {type(data).__name__} where an object is expected"
     if data.keys() != rules.keys():
         unknown, missing = sorted(data.keys() - rules.keys()), sorted(rules.keys() - data.keys())
-        return f"it has the unknown field '{prefix}{unknown[0]}'" if unknown else f"it has no '{prefix}{missing[0]}'"
+        return (
+            f"it has the unknown field '{prefix}{json.dumps(unknown[0])[1:-1]:.60}'"
+            if unknown
+            else f"it has no '{prefix}{missing[0]}'"
+        )
     for name, (holds, expected) in rules.items():
         if not holds(data[name]):
             return f"'{prefix}{name}' is {json.dumps(data[name])[:60]}, but {expected} is expected"

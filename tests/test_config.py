@@ -211,7 +211,7 @@ def test_wrong_types(word, takes):
 
 
 def test_values_out_of_range():
-    assert refused("seed=-1") == "seed=-1 is negative: give a whole number from 0 on."
+    assert refused("seed=-1") == "seed=-1 lies outside 0..1000000000000000000: give a whole number within."
     assert refused("device.precision=fp8") == "device.precision=fp8 is not known. Choose one of: auto, fp32, bf16."
     assert refused("cache=null") == "cache= needs the path of a folder."
 
