@@ -1,9 +1,9 @@
-"""The pictures of the boards: accuracy against every cost, and what searches found. The same rows give the same bytes."""
+"""The pictures of the boards: accuracy against every cost, what searches found. The same rows give the same bytes."""
 
 from __future__ import annotations
 
+import io
 import itertools
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,18 +18,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
-__all__ = ["COLOURS", "DIALS", "SHAPES", "curves", "drawable", "draw", "scene", "search_figure"]
+__all__ = ["COLOURS", "DIALS", "SHAPES", "curves", "draw", "drawable", "facts", "scene", "search_figure"]
 
 # The fields that say how much is taken away: rows that differ in nothing else are one curve.
 DIALS = frozenset(
-    "ratio ratios macs_reduction params_reduction compression sparsity sparsities densities quality qualities width "
-    "rank ranks bits".split()
+    ("ratio", "ratios", "macs_reduction", "params_reduction", "compression", "sparsity", "sparsities", "densities")
+    + ("quality", "qualities", "width", "rank", "ranks", "bits")
 )
 # P. Tol, "Colour schemes", muted, and an orange: they differ for the colour-blind too. The controls are grey discs.
-COLOURS = ("#332288", "#cc6677", "#117733", "#88ccee", "#882255", "#ddaa22", "#44aa99", "#aa4499", "#999933", "#ee7733")
+COLOURS = ("#882255", "#ddaa22", "#117733", "#3377bb", "#aa4499", "#332288", "#ee7733", "#44aa99", "#999933", "#cc6677")
 SHAPES = "s^DvPX<>ph"
 GREY, INK = "#7f8790", "#222222"
+REACHES = (7, 14, 24, 36, 52, 72, 96)  # points between a mark and its label
+SIDES = (
+    *((0, 1), (0.6, 1), (-0.6, 1), (1, 0.5), (-1, 0.5), (1, 0), (-1, 0)),
+    *((1, -0.5), (-1, -0.5), (0, -1), (0.6, -1), (-0.6, -1)),
+)
 LOG = 10.0  # an axis is logarithmic where its greatest cost is at least this many times its least
+LONGEST = 28  # characters of what tells a row from others
 FENCE = 4.0  # interquartile ranges below the lower quartile under which a row is written at the edge instead
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -73,7 +79,8 @@ def scene(board: Board) -> list[Panel]:
         places = list(at)
         front = pareto_front([(at[place], board.rows[place][board.metric]) for place in places])
         lines = [sorted((p for p in line if p in at), key=lambda p: (at[p], p)) for line in _lines(board)]
-        found.append(Panel(plane, at, [places[i] for i in front], [line for line in lines if len(line) > 1]))
+        lines = [line for line in lines if len({at[p] for p in line}) > 1]
+        found.append(Panel(plane, at, [places[i] for i in front], lines))
     return found
 
 
@@ -87,14 +94,13 @@ def _lines(board: Board) -> list[list[int]]:
         return canonical(plain([row["method"], others, first.options, first.parent, row["starts_from"]]))
 
     ended = (place for place, row in enumerate(board.rows) if row["n"] and row["method"] != "dense")
-    lines = grouped(ended, key).values()
-    return [line for line in lines if len({board.rows[p]["bytes"] for p in line}) > 1]
+    return [line for line in grouped(ended, key).values() if len(line) > 1]
 
 
 def curves(board: Board, families: Sequence[str]) -> dict[str, bytes]:
     """The board as a PNG and an SVG, by suffix: a panel for each plane, ``families`` fixes colours and shapes.
 
-    Their Description is what they show, as JSON.
+    Their Description is ``facts``, as JSON.
     """
     import matplotlib
 
@@ -102,12 +108,14 @@ def curves(board: Board, families: Sequence[str]) -> dict[str, bytes]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         fig = draw(board, families)
-        return {"png": _image(fig, "png", _facts(board)), "svg": _image(fig, "svg", _facts(board))}
+        return {"png": _image(fig, "png", facts(board)), "svg": _image(fig, "svg", facts(board))}
 
 
-def _facts(board: Board) -> dict[str, Any]:
-    """All that a figure is drawn from."""
-    rows = [[r[k] for k in ("method", "setting", "family", "n", board.metric, f"{board.metric}_std")] for r in board.rows]
+def facts(board: Board) -> dict[str, Any]:
+    """All that the figure of a board is drawn from; its files say so in their Description."""
+    rows = [
+        [r[k] for k in ("method", "setting", "family", "n", board.metric, f"{board.metric}_std")] for r in board.rows
+    ]
     panels = {p.plane.key: [list(p.at.items()), p.front, p.lines] for p in scene(board)}
     return {"dense": mean(row["dense"] for row in board.rows), "rows": rows, "panels": panels}
 
@@ -132,7 +140,7 @@ def draw(board: Board, families: Sequence[str]) -> Figure:
         if panel.at:
             _draw_panel(axes, board, panel, looks)
         else:
-            axes.text(0.5, 0.5, "no row of this board has this figure", ha="center", color=GREY, transform=axes.transAxes)
+            axes.text(0.5, 0.5, "not known for any row", ha="center", color=GREY, transform=axes.transAxes)
             axes.set_xticks([])
     name = f"{board.title.split(' - ')[0]}: top-1 on the test set, %"
     fig.suptitle(name + (" (among the subset's classes)" if board.metric == "subset_top1" else ""), fontsize=12)
@@ -148,7 +156,10 @@ def draw(board: Board, families: Sequence[str]) -> Figure:
 def _looks(families: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and shape of every family."""
     others = (family for family in families if family != "controls")
-    return {"controls": (GREY, "o"), **dict(zip(others, zip(itertools.cycle(COLOURS), itertools.cycle(SHAPES))))}
+    return {
+        "controls": (GREY, "o"),
+        **dict(zip(others, zip(itertools.cycle(COLOURS), itertools.cycle(SHAPES)), strict=False)),
+    }
 
 
 def _limits(board: Board) -> tuple[float, float]:
@@ -182,7 +193,7 @@ def _draw_panel(axes: Axes, board: Board, panel: Panel, looks: Mapping[str, tupl
     for place, cost in panel.at.items():
         row = board.rows[place]
         colour, shape = (INK, "*") if row["method"] == "dense" else looks[row["family"]]
-        best, hollow = place in front, "loaded" in row["latency"] and panel.plane.key.startswith("latency")
+        best, hollow = place in front, _loaded(panel, row)
         below = row[metric] < low
         axes.errorbar(
             cost,
@@ -190,12 +201,12 @@ def _draw_panel(axes: Axes, board: Board, panel: Panel, looks: Mapping[str, tupl
             None if below else row[f"{metric}_std"],
             fmt=shape,
             color=colour,
-            ms=12 if shape == "*" else 7,
+            ms=13 if shape == "*" else 7,
             mfc="white" if hollow else colour,
             mec=INK if best else colour if hollow else "white",
             mew=1.2 if best else 1.0 if hollow else 0.5,
             elinewidth=0.9,
-            alpha=1.0 if best else 0.75,
+            alpha=1.0 if best or shape == "*" else 0.75,
             zorder=4 if best else 3,
             clip_on=not below,
         )
@@ -203,8 +214,13 @@ def _draw_panel(axes: Axes, board: Board, panel: Panel, looks: Mapping[str, tupl
             text = f"↓ {row[metric]:.1f}"
             axes.annotate(text, (cost, low), (6, 2), textcoords="offset points", fontsize=7, color=colour)
     if missing := sum(bool(row["n"]) for row in board.rows) - len(panel.at):
-        note = f"{missing} of {missing + len(panel.at)} rows have no such figure"
+        note = f"not known for {missing} of {missing + len(panel.at)} rows"
         axes.text(0.99, 0.015, note, ha="right", fontsize=7, color=GREY, transform=axes.transAxes)
+
+
+def _loaded(panel: Panel, row: dict) -> bool:
+    """Whether the cost was measured beside other work."""
+    return panel.plane.key.startswith("latency") and row["method"] != "dense" and "loaded" in row["latency"]
 
 
 def _scale(axes: Axes, panel: Panel) -> None:
@@ -241,11 +257,11 @@ def _legend(fig: Figure, board: Board, panels: Sequence[Panel], looks: Mapping[s
     handles += [mark(s, c, family.replace("_", " ")) for family, (c, s) in looks.items() if family in families]
     handles.append(Line2D([], [], color=INK, lw=1.0, ls=(0, (4, 2)), label="Pareto front (its points are outlined)"))
     if any(panel.lines for panel in panels):
-        handles.append(Line2D([], [], color=GREY, lw=1.1, label="one method, its dial turned"))
+        handles.append(Line2D([], [], color=GREY, lw=1.1, label="one method, by its dial"))
     if any(row[f"{board.metric}_std"] is not None for row in ended):
         bar = Line2D([], [], ls="none", marker="|", ms=11, color=GREY, label="± sample deviation over the seeds")
         handles.append(bar)
-    if any("loaded" in board.rows[p]["latency"] for panel in panels[-2:] for p in panel.at):
+    if any(_loaded(panel, board.rows[p]) for panel in panels for p in panel.at):
         handles.append(mark("o", GREY, "timed on a loaded machine", mfc="white"))
     fig.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
 
@@ -261,63 +277,64 @@ def _words(board: Board) -> list[tuple[str, str]]:
         parts = row["setting"].split(", ")
         others = [other["setting"].split(", ") for other in by_method[row["method"]]]
         alike = [part for part in parts if len(others) > 1 and all(part in other for other in others)]
-        setting = ", ".join(part for part in parts if part not in alike and part not in ("recipe", "defaults"))
-        found.append((row["method"], textwrap.shorten(setting.removeprefix("recipe "), 24, placeholder=" …")))
+        parts = [part for part in parts if part not in (*alike, "recipe", "defaults") and "(" not in part]
+        parts = [part for part in parts if part.startswith("after ")] or parts
+        while len(", ".join(parts)) > LONGEST and len(parts) > 1:
+            parts = parts[1:]
+        found.append((row["method"], ", ".join(parts).removeprefix("recipe ")[:LONGEST]))
     return found
 
 
 def _write_labels(axes: Axes, board: Board, panel: Panel, words: Sequence[tuple[str, str]]) -> None:
-    """A name at every point of the front, where it hides least; on a curve the method is named once."""
-    renderer = axes.figure.canvas.get_renderer()
-    marks = {p: axes.transData.transform((panel.at[p], board.rows[p][board.metric])) for p in panel.at}
+    """A name at every method on the front, where it hides least; on a curve the method is named once."""
+    import numpy as np
+
+    low = axes.get_ylim()[0]
+    spots = {p: axes.transData.transform((x, max(board.rows[p][board.metric], low))) for p, x in panel.at.items()}
+    hidden = np.array(list(spots.values()) or np.empty((0, 2)))
     taken: list[Bbox] = []
     named: set[int] = set()
     for place in panel.front:
+        if board.rows[place]["method"] == "dense":
+            continue
         method, setting = words[place]
         line = next((i for i, line in enumerate(panel.lines) if place in line), None)
         text = setting if line in named and setting else f"{method} {setting}".strip()
         named |= set() if line is None else {line}
-        taken.append(_write(axes, text, marks, place, taken, renderer))
+        taken.append(_write(axes, text, spots[place], taken, hidden))
 
 
-def _write(axes: Axes, text: str, marks: Mapping[int, Any], place: int, taken: Sequence[Bbox], renderer: Any) -> Bbox:
-    """Write ``text`` beside the mark of ``place``, at the best of some positions; the box that it takes, in pixels."""
+def _write(axes: Axes, text: str, spot: Any, taken: Sequence[Bbox], marks: Any) -> Bbox:
+    """Write ``text`` beside ``spot``, at the best of some positions; the box that it takes. All in pixels."""
     import numpy as np
+    from matplotlib.transforms import Bbox
 
     pixels = axes.figure.dpi / 72
     label = axes.annotate(
-        text, axes.transData.inverted().transform(marks[place]), (0, 0), textcoords="offset points", fontsize=8,
-        color=INK, zorder=5, annotation_clip=False, parse_math=False, in_layout=False,
+        text, axes.transData.inverted().transform(spot), (0, 0), textcoords="offset points", fontsize=8, color=INK,
+        zorder=5, annotation_clip=False, parse_math=False, bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.6},
         arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 0, "shrinkB": 4},
     )  # fmt: skip
-    size = label.get_window_extent(renderer)
-    width, height = size.width / pixels, size.height / pixels
-    others = np.array([xy for other, xy in marks.items()])
-    tried = []
-    for reach, (right, up) in itertools.product((7, 14, 24, 36, 52, 72, 96), _SIDES):
-        x = right * (reach + width / 2) - width / 2
-        y = up * (reach + height / 2) - height / 2
-        corner = marks[place] + pixels * np.array([x, y])
-        box = size.from_bounds(*corner, width * pixels, height * pixels)
-        tried.append((_cost(box, taken, others, axes.bbox) + reach / 10, len(tried), (x, y), box))
-    _, _, position, box = min(tried, key=lambda one: one[:2])
-    label.set_position(position)
-    gap = max(abs(position[0] + width / 2) - width / 2, abs(position[1] + height / 2) - height / 2)
-    if gap < 12:
-        label.arrow_patch.set_visible(False)
-    return box
-
-
-_SIDES = ((0, 1), (0.6, 1), (-0.6, 1), (1, 0.5), (-1, 0.5), (1, 0), (-1, 0), (1, -0.5), (-1, -0.5), (0, -1), (0.6, -1), (-0.6, -1))  # fmt: skip
+    size = axes.figure.canvas.get_renderer().get_text_width_height_descent(text, label.get_fontproperties(), False)
+    half = np.array(size[:2]) / 2
+    best = None
+    for reach, side in itertools.product(REACHES, SIDES):
+        offset = np.array(side) * (pixels * reach + half)
+        box = Bbox.from_extents(*(spot + offset - half), *(spot + offset + half))
+        cost = _cost(box, taken, marks, axes.bbox) + reach / 10
+        if best is None or cost < best[0]:
+            best = cost, offset, box, reach
+    label.set_position((best[1] - half) / pixels)
+    label.arrow_patch.set_visible(best[3] > REACHES[1])
+    return best[2]
 
 
 def _cost(box: Bbox, taken: Sequence[Bbox], marks: Any, panel: Bbox) -> float:
     """How bad a box for a label is: on another label, off the panel, on marks."""
-    on_marks = (abs(marks[:, 0] - (box.x0 + box.x1) / 2) < box.width / 2 + 6) & (
-        abs(marks[:, 1] - (box.y0 + box.y1) / 2) < box.height / 2 + 6
-    )
+    centre = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
+    covered = (abs(marks - centre) < (box.width / 2 + 6, box.height / 2 + 6)).all(axis=1).sum()
     off = box.x0 < panel.x0 + 2 or box.x1 > panel.x1 or box.y0 < panel.y0 + 14 or box.y1 > panel.y1 + 2
-    return 100.0 * sum(box.padded(2).overlaps(other) for other in taken) + 200.0 * off + 8.0 * float(on_marks.sum())
+    return 100.0 * sum(box.padded(2).overlaps(other) for other in taken) + 200.0 * off + 8.0 * float(covered)
 
 
 # ---------------------------------------------------------------------------------------------------------- searches
@@ -365,12 +382,16 @@ def _draw_rewards(axes: Axes, searches: list[Search]) -> None:
 
 def _image(fig: Figure, kind: str, shown: Any) -> bytes:
     """The picture, which depends on nothing but the figure; its Description is what it shows, as JSON."""
-    import io
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
-    buffer = io.BytesIO()
-    if kind == "png":
-        metadata = {"Software": None, "Description": canonical(shown)}
-        fig.savefig(buffer, format="png", metadata=metadata, pil_kwargs={"compress_level": 9})
-    else:
-        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Description": canonical(shown)})
-    return buffer.getvalue()
+    buffer, text = io.BytesIO(), canonical(shown)
+    if kind == "svg":
+        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Description": text})
+        return buffer.getvalue()
+    fig.savefig(buffer, format="png")
+    info, small = PngInfo(), io.BytesIO()
+    info.add_text("Description", text)
+    with Image.open(buffer) as picture:
+        picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png", pnginfo=info, optimize=True)
+    return small.getvalue()
