@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["COLOURS", "DIALS", "SHAPES", "curves", "draw", "drawable", "facts", "scene", "search_figure"]
 
 # The fields that say how much is taken away: rows that differ in nothing else are one curve.
-DIALS = frozenset(
-    ("ratio", "ratios", "macs_reduction", "params_reduction", "compression", "sparsity", "sparsities", "densities")
-    + ("quality", "qualities", "width", "rank", "ranks", "bits")
-)
+DIALS = {
+    *("ratio", "ratios", "macs_reduction", "params_reduction", "compression", "sparsity", "sparsities", "densities"),
+    *("quality", "qualities", "width", "rank", "ranks", "bits"),
+}
 # P. Tol, "Colour schemes", muted, and an orange: they differ for the colour-blind too. The controls are grey discs.
 COLOURS = ("#882255", "#ddaa22", "#117733", "#3377bb", "#aa4499", "#332288", "#ee7733", "#44aa99", "#999933", "#cc6677")
 SHAPES = "s^DvPX<>ph"
 GREY, INK = "#7f8790", "#222222"
 REACHES = (7, 14, 24, 36, 52, 72, 96)  # points between a mark and its label
 SIDES = (
-    *((0, 1), (0.6, 1), (-0.6, 1), (1, 0.5), (-1, 0.5), (1, 0), (-1, 0)),
-    *((1, -0.5), (-1, -0.5), (0, -1), (0.6, -1), (-0.6, -1)),
+    *((0, 1), (0.6, 1), (-0.6, 1), (1, 1), (-1, 1), (1, 0), (-1, 0)),
+    *((1, -1), (-1, -1), (0, -1), (0.6, -1), (-0.6, -1)),
 )
 LOG = 10.0  # an axis is logarithmic where its greatest cost is at least this many times its least
 LONGEST = 28  # characters of what tells a row from others
@@ -185,37 +185,45 @@ def _draw_panel(axes: Axes, board: Board, panel: Panel, looks: Mapping[str, tupl
     for line in panel.lines:
         rows = [board.rows[place] for place in line]
         colour = looks[rows[0]["family"]][0]
-        axes.plot([panel.at[p] for p in line], [r[metric] for r in rows], color=colour, lw=1.1, alpha=0.7, gid="curve")
+        axes.plot([panel.at[p] for p in line], [r[metric] for r in rows], color=colour, lw=1.0, alpha=0.5, gid="curve")
     ys = [board.rows[place][metric] for place in panel.front]
     xs = [panel.at[place] for place in panel.front]
     right = axes.get_xlim()[1]
     axes.step([*xs, right], [*ys, ys[-1]], where="post", color=INK, lw=1.0, ls=(0, (4, 2)), gid="front", zorder=1.5)
-    for place, cost in panel.at.items():
-        row = board.rows[place]
-        colour, shape = (INK, "*") if row["method"] == "dense" else looks[row["family"]]
-        best, hollow = place in front, _loaded(panel, row)
-        below = row[metric] < low
+    places = [{"row": board.rows[p], "best": p in front, "x": x} for p, x in panel.at.items()]
+    for place in (place for place in places if place["row"][metric] < low):
+        row, x = place["row"], place["x"]
+        colour, shape = looks[row["family"]]
+        axes.plot(x, low, shape, color=colour, ms=7, clip_on=False, gid="below")
+        text, where = f"↓ {row[metric]:.1f}", {"xytext": (6, 3), "textcoords": "offset points"}
+        axes.annotate(text, (x, low), **where, fontsize=8, color=colour, parse_math=False)
+    shown = (place for place in places if place["row"][metric] >= low)
+    for (dense, family, best, hollow), same in grouped(shown, lambda place: _style(panel, place)).items():
+        colour, shape = (INK, "*") if dense else looks[family]
         axes.errorbar(
-            cost,
-            low if below else row[metric],
-            None if below else row[f"{metric}_std"],
-            fmt=shape,
+            [place["x"] for place in same],
+            [place["row"][metric] for place in same],
+            [place["row"][f"{metric}_std"] or 0.0 for place in same],
+            ls="none",
+            marker=shape,
             color=colour,
-            ms=13 if shape == "*" else 7,
+            ms=13 if dense else 7,
             mfc="white" if hollow else colour,
             mec=INK if best else colour if hollow else "white",
             mew=1.2 if best else 1.0 if hollow else 0.5,
             elinewidth=0.9,
-            alpha=1.0 if best or shape == "*" else 0.75,
+            alpha=1.0 if best or dense else 0.75,
             zorder=4 if best else 3,
-            clip_on=not below,
         )
-        if below:
-            text = f"↓ {row[metric]:.1f}"
-            axes.annotate(text, (cost, low), (6, 2), textcoords="offset points", fontsize=7, color=colour)
     if missing := sum(bool(row["n"]) for row in board.rows) - len(panel.at):
         note = f"not known for {missing} of {missing + len(panel.at)} rows"
         axes.text(0.99, 0.015, note, ha="right", fontsize=7, color=GREY, transform=axes.transAxes)
+
+
+def _style(panel: Panel, place: dict) -> tuple[bool, str, bool, bool]:
+    """What the look of a point depends on: dense, family, on the front, measured beside other work."""
+    row = place["row"]
+    return row["method"] == "dense", row["family"], place["best"], _loaded(panel, row)
 
 
 def _loaded(panel: Panel, row: dict) -> bool:
@@ -250,7 +258,7 @@ def _legend(fig: Figure, board: Board, panels: Sequence[Panel], looks: Mapping[s
     families = {row["family"] for row in ended if row["method"] != "dense"}
 
     def mark(shape: str, colour: str, label: str, **style: Any) -> Line2D:
-        return Line2D([], [], ls="none", marker=shape, color=colour, ms=8, label=label, **style)
+        return Line2D([], [], ls="none", marker=shape, color=colour, ms=12 if shape == "*" else 8, label=label, **style)
 
     dense = any(row["method"] == "dense" for row in ended)
     handles = [mark("*", INK, "dense net")] if dense else []
@@ -393,5 +401,7 @@ def _image(fig: Figure, kind: str, shown: Any) -> bytes:
     info, small = PngInfo(), io.BytesIO()
     info.add_text("Description", text)
     with Image.open(buffer) as picture:
-        picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png", pnginfo=info, optimize=True)
+        picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            small, "png", pnginfo=info, optimize=True
+        )
     return small.getvalue()
