@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import tokenize
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from baselines.errors import UserError
 from repro import leaderboard, registry, report
 from repro.boards import NOT_RUN, Board, build, grouped, mean
 from repro.leaderboard import HEADER, NONE
+from repro.planes import PLANES, costs, pareto_front
 from repro.record import Record, canonical, plain
 from repro.verdict import cell, deviation_texts, settings, structure, verdict
 
@@ -53,45 +54,6 @@ SHAPES = dict(
         "●■▲◆▼✚▶◀",
         strict=True,
     )
-)
-
-
-@dataclass(frozen=True)
-class Plane:
-    """One plot: accuracy against ``cost``, which is the lower the better; ``log``: on a logarithmic axis."""
-
-    key: str
-    title: str
-    cost: Callable[[dict], float | None]
-    log: bool = False
-
-
-def _left(row: dict, name: str, left: Callable[[float], float]) -> float | None:
-    """What is left of the dense net's cost, in percent; the dense net itself has all of it by definition."""
-    if row["method"] == "dense":
-        return 100.0
-    return None if row[name] is None else round(100 * left(row[name]), 4)
-
-
-PLANES = (
-    Plane("bytes", "bytes of the file", lambda row: row["bytes"], log=True),
-    Plane("macs", "MACs, as executed", lambda row: row["macs"]),
-    Plane(
-        "rule",
-        "MACs left by the paper's own rule, %",
-        lambda row: _left(row, "macs_reduction_paper_rule", lambda share: 1 - share),
-    ),
-    Plane("bit_ops", "bit-operations", lambda row: row["bit_ops"], log=True),
-    Plane(
-        "latency1",
-        "latency at batch 1 on one thread, % of the dense net's",
-        lambda row: _left(row, "speedup_batch1", lambda ratio: 1 / ratio),
-    ),
-    Plane(
-        "latency64",
-        "latency at batch 64 on all threads, % of the dense net's",
-        lambda row: _left(row, "speedup_batch64", lambda ratio: 1 / ratio),
-    ),
 )
 
 
@@ -322,11 +284,9 @@ def _point(view: View, board: Board, place: int, row: dict) -> dict[str, Any]:
     """A row as a point; it leads to the page of its first run that ended well."""
     run = next(record.id for record in view.runs(row) if record.status == "ok")
     y, std = row[board.metric], row[f"{board.metric}_std"] or 0.0
-    costs = {plane.key: plane.cost(row) for plane in PLANES}
-    costs |= {plane.key: None for plane in PLANES if plane.log and not costs[plane.key]}
     return {
         **{key: row[key] for key in ("method", "setting", "family", "n", "latency")},
-        **costs,
+        **costs(row),
         "row": place,
         "dense": row["method"] == "dense",
         "href": f"../runs/{run}.html",
@@ -335,16 +295,6 @@ def _point(view: View, board: Board, place: int, row: dict) -> dict[str, Any]:
         "high": round(y + std, 4),
         "accuracy": said(board, row)[measure(board)],
     }
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Places of the points (cost, gain) that no other point beats, by cost: none costs less and gains as much, or
-    costs as much and gains more. Equal points are all on the front or all off it."""
-    found: list[int] = []
-    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
-        if not found or points[i][1] > points[found[-1]][1] or points[i] == points[found[-1]]:
-            found.append(i)
-    return found
 
 
 # ----------------------------------------------------------------------------------------------------- method cards

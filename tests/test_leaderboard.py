@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from test_records import CELL, LATENCY, a_record, measured
 import methods
 from baselines import base
 from methods.base import Method, Reported
-from repro import claims, leaderboard, registry, surveys, verdict
+from repro import claims, figures, leaderboard, registry, surveys, verdict
 from repro.boards import search_of
-from repro.record import load_all
+from repro.record import canonical, load_all
 
 NET = "vgg16_cifar10"
 PUBLISHED = SimpleNamespace(published={"top1": 93.96}, source="Table 0")
@@ -668,7 +669,7 @@ def drawn_to_scale(module, seeds=1):
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_a_search_is_drawn_to_scale(seeds):
-    assert drawn_to_scale(leaderboard, seeds)
+    assert drawn_to_scale(figures, seeds)
 
 
 @pytest.mark.parametrize(
@@ -680,11 +681,14 @@ def test_a_search_is_drawn_to_scale(seeds):
     ],
 )
 def test_the_scale_catches_a_changed_line(old, new):
-    assert not drawn_to_scale(mutant(leaderboard, old, new))
+    assert not drawn_to_scale(mutant(figures, old, new))
 
 
 def described(path):
     """What a picture says that it shows."""
+    if path.suffix == ".svg":
+        (text,) = ElementTree.parse(path).iter("{http://purl.org/dc/elements/1.1/}description")
+        return json.loads(text.text)
     from PIL import Image
 
     with Image.open(path) as picture:
@@ -696,13 +700,15 @@ def test_a_search_has_a_figure_that_says_what_it_shows(tmp_path):
     first = leaderboard.write(built(runs), tmp_path / "a")
     second = leaderboard.write(built(runs[::-1]), tmp_path / "b")
     name = f"figures/{NET}-short-other-{runs[0].id}.png"
-    assert [path.relative_to(tmp_path / "a").as_posix() for path in first][3:] == [name]
+    assert [path.relative_to(tmp_path / "a").as_posix() for path in first][4:] == [name]
     assert f"({name})" in first[0].read_text() and "What the search of other found (defaults):" in first[0].read_text()
-    assert first[3].read_bytes() == second[3].read_bytes()
+    assert first[4].read_bytes() == second[4].read_bytes()
     rewards = [-0.5, -0.75, -0.25, -0.3]
-    assert described(first[3]) == [{"policy": FOUND, "uniform": ALIKE, "rewards": rewards}] * 2
-    board = {"dense": 93.5, "points": [["search", 0.6, 92.25, 0.0]]}
-    assert described(first[2]) == board
+    assert described(first[4]) == [{"policy": FOUND, "uniform": ALIKE, "rewards": rewards}] * 2
+    for path in first[2:4]:
+        shown = described(path)
+        assert shown["dense"] == 93.5 and shown["rows"][1] == ["other", "defaults", "search", 2, 92.25, 0.0]
+        assert shown["panels"]["macs"] == [[[0, 100_000], [1, 40_000]], [1, 0], []]
 
 
 def test_signs_in_names_are_only_signs(tmp_path):
@@ -723,8 +729,8 @@ def test_files_depend_on_the_records_alone(tmp_path):
     first = leaderboard.write(built(many()), tmp_path / "a")
     second = leaderboard.write(built(many()[::-1]), tmp_path / "b")
     names = [path.relative_to(tmp_path / "a").as_posix() for path in first]
-    figures = [f"figures/{NET}-{budget}.png" for budget in ("zero", "short", "paper")]
-    assert names == ["leaderboard.md", "leaderboard.csv", *figures]
+    pictures = [f"figures/{NET}-{budget}.{kind}" for budget in ("zero", "short", "paper") for kind in ("png", "svg")]
+    assert names == ["leaderboard.md", "leaderboard.csv", *pictures]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     picture = first[2].read_bytes()
     assert picture.startswith(b"\x89PNG") and b"Software" not in picture
@@ -782,6 +788,7 @@ def test_the_guide_to_the_results_names_every_file_that_there_is():
     text = leaderboard.readme(boards)
     links = set(re.findall(r"\]\(([^)]+)\)", text))
     pages = {"leaderboard.md", "leaderboard.csv", "claims.md", "claims.csv", "surveys.md"}
+    pages |= {f"figures/{board.slug}.{kind}" for board in boards.boards for kind in ("png", "svg")}
     assert links == pages | leaderboard.files(boards).keys()
 
 
@@ -830,12 +837,16 @@ def test_the_committed_texts_are_what_the_committed_records_give():
         assert same, f"{name} is not what the records give: run `python -m repro leaderboard`."
 
 
-def test_the_committed_figures_show_what_the_committed_records_give(tmp_path):
+def test_the_committed_figures_show_what_the_committed_records_give():
     """By what each picture says that it shows: the bytes are those of one version of matplotlib."""
-    drawn = {p.name: p for p in leaderboard.write(committed()[1], tmp_path) if p.suffix == ".png"}
-    theirs = {path.name: path for path in RESULTS.glob("figures/*.png")}
-    left = [name for name in theirs.keys() - drawn.keys() if re.search("-[0-9a-f]{12}.png$", name)]
-    assert left == [], "figures of searches whose records are gone: delete them"
-    for name, path in drawn.items():
-        same = name in theirs and described(theirs[name]) == described(path)
+    wanted = {}
+    for board in filter(figures.drawable, committed()[1].boards):
+        wanted |= dict.fromkeys((f"{board.slug}.png", f"{board.slug}.svg"), figures.facts(board))
+        wanted |= {
+            name: [vars(search) for search in row["_searches"]] for name, row in leaderboard._searches(board).items()
+        }
+    theirs = {path.name: path for path in RESULTS.glob("figures/*")}
+    assert theirs.keys() <= wanted.keys(), "figures whose records are gone: delete them"
+    for name, facts in wanted.items():
+        same = name in theirs and described(theirs[name]) == json.loads(canonical(facts))
         assert same, f"figures/{name} is not what the records give: run `python -m repro leaderboard`."
