@@ -32,8 +32,9 @@ class Reported:
     ``recipe`` is the key in the method's ``recipes`` that should reproduce the row ("" when the row belongs to the
     defaults). ``top1`` / ``top5`` / ``base_top1`` are percentages; ``delta`` is the change of top-1 in points where the
     table prints that and no accuracy. ``params`` and ``macs`` are counts as printed; ``rule`` names the counting rule
-    behind them and behind the reductions (``mac``, ``two_per_mac``, ``nonzero``, ``hrank_out_only``). ``source`` is the
-    table of the paper; ``verified`` says how the number was checked.
+    behind them and behind the reductions (``mac``, ``two_per_mac``, ``nonzero``, ``hrank_out_only``). ``start`` is the
+    run that the row's own starts from, METHOD:RECIPE; empty: the dense net. ``source`` is the table of the paper;
+    ``verified`` says how the number was checked.
     """
 
     baseline: str
@@ -51,6 +52,7 @@ class Reported:
     macs_reduction: float | None = None
     rule: str = "mac"
     verified: str = ""
+    start: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baselines.base import BUDGETS, Baseline
-from methods.base import Method
+from methods.base import Method, Reported
 from repro.record import MAX_COUNT, Measurement, Record, canonical, plain, stale_ids
 from repro.registry import ROOT
 from repro.verdict import (
@@ -23,6 +23,7 @@ from repro.verdict import (
     deviations,
     printed_rows,
     settings,
+    starts_alike,
     structure,
     verdict,
 )
@@ -98,9 +99,9 @@ def _data(record: Record) -> str:
     return str(record.options.get("data", ""))
 
 
-def _comparable(record: Record) -> bool:
-    """Whether a paper's figure for the baseline can stand beside the record: same data, no earlier method before it."""
-    return "[" not in _data(record) and record.compressed.subset_top1 is None and record.parent is None
+def _whole(record: Record) -> bool:
+    """Whether the record is about all of the data and its classes, as a paper's figures are."""
+    return "[" not in _data(record) and record.compressed.subset_top1 is None
 
 
 def _board(records: list[Record], view: _View) -> Board:
@@ -162,7 +163,7 @@ def _order(row: dict) -> tuple:
 def _row(group: list[Record], view: _View, metric: str, varied: set[str]) -> dict[str, Any]:
     first, ok = group[0], [r for r in group if r.status == "ok"]
     cls = view.methods.get(first.method)
-    printed = printed_rows(first, cls, view.baselines.get(first.baseline)) if _comparable(first) else []
+    printed, apart, why = _printed(first, cls, view)
     row = {
         "baseline": first.baseline,
         "data": _data(first),
@@ -185,13 +186,28 @@ def _row(group: list[Record], view: _View, metric: str, varied: set[str]) -> dic
     }
     claims = cls is not None and (bool(cls.reported) or first.method == "dense")
     row["paper"] = "; ".join(cell(rep) for rep in printed)
-    row["verdict"] = "; ".join(verdict(rep, row) for rep in printed) or ("not comparable" if claims else "")
+    row["verdict"] = "; ".join(verdict(rep, row) for rep in printed) or (f"not comparable{why}" if claims else "")
     row["structure"] = "; ".join(filter(None, (structure(rep, group) for rep in printed)))
     row["ids"] = " ".join(r.id for r in group)
-    row["_printed"], row["_first"] = printed, first
+    row["_printed"], row["_apart"], row["_first"] = printed, apart, first
     row["_searches"] = [found for r in group if (found := search_of(r))]
     row["_clamped"] = sorted({layer for r in group for layer in _clamped(r)})
     return row
+
+
+def _printed(record: Record, cls: type[Method] | None, view: _View) -> tuple[list[Reported], list[Reported], str]:
+    """(the printed rows of a run; where there are none, those that only start elsewhere, and how that is said)."""
+    rows = printed_rows(record, cls, view.baselines.get(record.baseline)) if _whole(record) else []
+    parent = view.by_id.get(record.parent or "")
+    printed = [row for row in rows if starts_alike(row, record, parent, view.methods)]
+    if printed or not rows:
+        return printed, [], ""
+    ours = f"run {record.parent}" if record.parent else "the dense net"
+    if parent:
+        setting = _setting(parent, view.methods.get(parent.method), set(), view.by_id)
+        ours = f"{parent.method} ({setting}, budget {parent.budget})"
+    theirs = " or ".join(dict.fromkeys(row.start or "the dense net" for row in rows))
+    return [], rows, f": it starts from {ours}, the printed row from {theirs}"
 
 
 def mean(values: Iterable[float | None], digits: int = 4) -> float | None:
@@ -344,7 +360,7 @@ def _footnotes(rows: list[dict]) -> list[str]:
 
 def _not_run(first: Record, rows: list[dict], view: _View) -> list[str]:
     """A remark that names the reported rows of this baseline which no row of the table stands beside."""
-    if first.budget == "zero" or not _comparable(first):
+    if first.budget == "zero" or not _whole(first):
         return []
     done = {(row["method"], printed) for row in rows for printed in row["_printed"]}
     waiting = [

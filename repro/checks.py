@@ -186,6 +186,9 @@ def _reported_problems(cls: type[Method]) -> Iterator[str]:
             yield f"{name} names the baseline '{row.baseline}'; choose one of: {', '.join(base.names())}."
         if row.recipe and (row.recipe not in cls.recipes or row.recipe.split("/")[0] != row.baseline):
             yield f"{name} names the recipe '{row.recipe}', which is not one of {cls.__name__} for {row.baseline}."
+        method, _, recipe = row.start.partition(":")
+        if (row.start and recipe.split("/")[0] != row.baseline) or method not in ("", *registry.entries()):
+            yield f"{name} starts from '{row.start}': name a method and its recipe for {row.baseline}, METHOD:RECIPE."
         if row.rule not in RULES:
             yield f"{name} has the counting rule '{row.rule}'; choose one of: {', '.join(RULES)}."
         if not values:

@@ -91,17 +91,29 @@ def _template() -> Template:
     return env.get_template("report.html.j2")
 
 
+def _on_board(
+    record: Record, cls: type[Method] | None, baseline: Baseline | None, parent: Record | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The row that the record makes on a board, and its footnotes; a smoke run makes none."""
+    records, classes = [record], {record.method: cls} if cls else {}
+    if parent and (parent.baseline, parent.budget) == (record.baseline, record.budget):
+        before = registry.entries().get(parent.method)
+        records, classes = [record, parent], classes | ({parent.method: before.cls} if before and before.cls else {})
+    for board in build(records, classes, {record.baseline: baseline} if baseline else {}).boards:
+        for row in board.rows:
+            if record.id in row["ids"].split():
+                return row, [note for i, note in enumerate(board.footnotes, 1) if f"[{i}]" in row["_notes"]]
+    return {"budget": record.budget, "setting": "", "verdict": "", "_printed": []}, []
+
+
 def page(record: Record, cls: type[Method] | None, baseline: Baseline | None, parent: Record | None = None) -> str:
     """The HTML of one record; ``cls`` and ``baseline`` are None where they are not there any more."""
-    boards = build(
-        [record], {record.method: cls} if cls else {}, {record.baseline: baseline} if baseline else {}
-    ).boards  # none for a smoke run
-    row = boards[0].rows[0] if boards else {"budget": record.budget, "setting": "", "verdict": "", "_printed": []}
+    row, notes = _on_board(record, cls, baseline, parent)
     text = _template().render(
         record=record,
         paper=getattr(cls, "paper", None),
         row=row,
-        notes=boards[0].footnotes if boards else [],
+        notes=notes,
         banners=banners(record),
         headline=headline(record),
         claims=[claim(printed, record, row) for printed in row["_printed"]],

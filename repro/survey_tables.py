@@ -361,6 +361,14 @@ RESNET56_TABLES = (
         @ GhostNet (CVPR 2020), its table of CIFAR-10
         ResNet-56 (GhostNet) | - | 93.0 | - | 0.85M | - | 125M | - | ghost,D | dense | resnet56_cifar10
         Ghost-ResNet-56, s=2 | - | 92.7 | - | 0.43M | - | 63M | - | ghost,D | ghostnet | ghost_resnet56_s2
+        @ Rethinking the Value of Network Pruning (ICLR 2019), L1-norm filter pruning
+        ResNet-56 (Rethinking) | - | 93.14 | - | - | - | - | - | grid | dense
+        L1 A, fine-tuned | - | 92.97 | - | - | - | - | - | M | l1_filter:resnet56_cifar10/A
+        L1 A, Scratch-E | - | 92.96 | - | - | - | - | - | M | scratch
+        L1 A, Scratch-B | - | 93.09 | - | - | - | - | - | grid | scratch
+        L1 B, fine-tuned | - | 92.67 | - | - | - | - | - | M | l1_filter:resnet56_cifar10
+        L1 B, Scratch-E | - | 92.54 | - | - | - | - | - | M | scratch
+        L1 B, Scratch-B | - | 93.05 | - | - | - | - | - | grid | scratch
         """,
     ),
 )  # fmt: skip

@@ -41,6 +41,7 @@ The tables that papers and surveys print, row by row, with what is measured here
 * **{NOT_RUN}**: the settings of the row are a recipe here, without a record of these budgets.
   **{NO_RECIPE}**: the method is here, but nothing says which settings gave the row.
   **{NO_METHOD}**, **{NO_NET}**: as they say.
+  **not comparable**: our runs with these settings start from another net than the row's own, as is said there.
 * **verdict**: as on the leaderboard. **structure**: the printed sizes against those of the published structure,
   counted again without training ("recount"), and of the nets of our runs ("run"), within the rounding of the figure.
 * **source** is the printed table, **verified** says where its figures were read.
@@ -226,16 +227,20 @@ def _beside(claim: Claim, view: _View) -> _Ours:
         return _Ours(claim, NO_METHOD)
     rows = [row for board in view.boards.boards for row in board.rows if row["budget"] in BUDGETS]
     rows = [row for row in rows if row["method"] == claim.method and row["baseline"] in nets]
-    rows = [row for row in rows if row["_printed"] and not row["_first"].options.get("holdout")]
-    if claim.method != "dense":
+    rows = [row for row in rows if not row["_first"].options.get("holdout")]
+    missing = NOT_RUN
+    if claim.method == "dense":
+        rows = [row for row in rows if row["_printed"]]
+    else:
         known = reported(claim, view.methods[claim.method])
         if not known:
             return _Ours(claim, NO_RECIPE)
         rule = known[0].rule if known[0].rule != "two_per_mac" else claim.printed.rule
         claim = dataclasses.replace(claim, printed=dataclasses.replace(claim.printed, rule=rule))
+        missing = next((row["verdict"] for row in rows if any(p in row["_apart"] for p in known)), NOT_RUN)
         rows = [row for row in rows if any(printed in row["_printed"] for printed in known)]
     if not rows:
-        return _Ours(claim, NOT_RUN)
+        return _Ours(claim, missing)
     best = min(rows, key=lambda row: (BUDGETS.index(row["budget"]), -row["n"], row["ids"]))
     return _Ours(claim, "", best, tuple(view.by_id[name] for name in best["ids"].split()))
 

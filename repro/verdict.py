@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from statistics import variance
 from typing import TYPE_CHECKING, Any
@@ -38,12 +38,28 @@ def printed_rows(record: Record, cls: type[Method] | None, baseline: Baseline | 
     """The rows of the method's paper with this baseline and these hyper-parameters; the published top-1 for dense."""
     if cls is None:
         return []
-    here = (settings(cls, None) or {}) | plain(record.hyperparameters)
-    rows = [r for r in cls.reported if r.baseline == record.baseline and settings(cls, r.recipe) == here]
+    rows = [r for r in cls.reported if r.baseline == record.baseline and _has_settings(record, cls, r.recipe)]
     if record.method == "dense" and not rows and baseline and baseline.published:
         top1, top5 = (baseline.published.get(name) for name in ("top1", "top5"))
         rows = [Reported(record.baseline, "published", baseline.source, top1=top1, top5=top5)]
     return rows
+
+
+def starts_alike(printed: Reported, record: Record, parent: Record | None, methods: Mapping[str, type[Method]]) -> bool:
+    """Whether a run starts where the row's own did: from the dense net, or from a run of the named method and recipe on
+    the same data at the same budget. ``parent``: the run that it starts from, None where it is not known."""
+    if not printed.start:
+        return record.parent is None
+    name, _, recipe = printed.start.partition(":")
+    if parent is None or parent.parent or parent.status != "ok" or parent.method != name or name not in methods:
+        return False
+    kind = [(r.baseline, r.budget, plain(r.options)) for r in (record, parent)]
+    return kind[0] == kind[1] and _has_settings(parent, methods[name], recipe)
+
+
+def _has_settings(record: Record, cls: type[Method], recipe: str) -> bool:
+    """Whether the hyper-parameters of a run are those of a recipe; what the run does not name has its default."""
+    return settings(cls, recipe) == (settings(cls, None) or {}) | plain(record.hyperparameters)
 
 
 def verdict(printed: Reported, row: dict[str, Any]) -> str:

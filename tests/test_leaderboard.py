@@ -492,14 +492,64 @@ def test_a_paper_row_belongs_to_its_settings_not_to_the_name_of_a_recipe():
     [
         {"baseline": "vgg16_mnist5k"},
         {"options": {"data": "cifar10[5x100]"}},
-        {"parent": "0123456789ab"},
         {"compressed": replace(measured(92.0), subset_top1=95.0), "dense": replace(measured(93.0), subset_top1=96.0)},
     ],
-    ids=["other net", "subset", "after another method", "subset's classes"],
+    ids=["other net", "subset", "subset's classes"],
 )
 def test_other_nets_and_data_are_not_comparable(changes):
     (row,) = rows([a_run(budget="paper", **changes)])
     assert (row["paper"], row["verdict"], row["structure"]) == ("", "not comparable", "")
+
+
+@dataclass
+class Anew(Method):
+    """Starts from runs of Fake."""
+
+    epochs: float = 1.0
+    reported = (Reported(NET, "B anew", "Table 4", top1=92.0, base_top1=93.5, start=f"fake:{NET}/b"),)
+
+    def compress(self, model, task):
+        return model
+
+
+def anew(parent, **changes):
+    """The row of a run of ``Anew`` that starts from ``parent``."""
+    child = a_run(92.0, method="anew", hyperparameters={}, parent=parent and parent.id, budget="paper", **changes)
+    found = leaderboard.build([child, *([parent] if parent else [])], METHODS | {"anew": Anew}, BASELINES)
+    (row,) = [row for board in found.boards for row in board.rows if row["method"] == "anew"]
+    return row
+
+
+def test_a_row_that_starts_from_a_run_stands_beside_runs_that_do():
+    row = anew(a_run(budget="paper", hyperparameters={"ratio": 0.25}))
+    assert (row["paper"], row["verdict"]) == ("B anew: 92 (Δ -1.50) (Table 4)", "reproduced")
+    assert row["setting"].endswith("after fake")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"hyperparameters": {"ratio": 0.3}}, "fake (ratio=0.3, budget paper)"),
+        ({"budget": "short"}, "fake (ratio=0.25, budget short)"),
+        ({"method": "other"}, "other (ratio=0.25, budget paper)"),
+        ({"parent": "0123456789ab"}, "fake (ratio=0.25, after 0123456789ab, budget paper)"),
+        ({"options": {"data": "cifar10", "holdout": True}}, "fake (ratio=0.25, budget paper)"),
+        ({"baseline": "resnet56_cifar10"}, "fake (ratio=0.25, budget paper)"),
+        ({"status": "diverged", "compressed": measured(None, params=500)}, "fake (ratio=0.25, budget paper)"),
+        (None, "the dense net"),
+    ],
+)
+def test_a_row_that_starts_from_a_run_stands_beside_no_other(changes, told):
+    fields = {"budget": "paper", "hyperparameters": {"ratio": 0.25}}
+    row = anew(None if changes is None else a_run(**fields | changes))
+    assert row["paper"] == ""
+    assert row["verdict"] == f"not comparable: it starts from {told}, the printed row from fake:{NET}/b"
+
+
+def test_a_row_that_starts_from_the_dense_net_stands_beside_no_run_after_another():
+    (row,) = rows([a_run(budget="paper", parent="0123456789ab")])
+    told = "not comparable: it starts from run 0123456789ab, the printed row from the dense net"
+    assert (row["paper"], row["verdict"]) == ("", told)
 
 
 def test_dense_stands_beside_the_published_accuracy_and_controls_beside_nothing():

@@ -13,7 +13,9 @@ from test_records import a_record, measured
 from baselines import base
 from methods.base import Method, Reported
 from methods.controls.dense import Dense
+from methods.controls.scratch import Scratch
 from methods.filter_pruning.hrank import HRank
+from methods.filter_pruning.l1_filter import L1Filter
 from repro import leaderboard, registry, structures, surveys
 from repro.record import code_version, plain
 from repro.survey_tables import NETS, SURVEYS, VERIFIED, Column, Survey, _columns
@@ -83,7 +85,7 @@ PRINTED = {  # read again from the papers' tables: rows, and some rows as printe
     "resnet56_cifar100_mfmi": (4, "Network Slimming (run by MFMI)|70.51|0.60M|62.82M"),
     "resnet56_cifar10_hrank": (13, "GAL-0.8|91.58|0.29M|65.9|49.99M|60.2", "HRank-3|90.72|0.27M|68.1|32.52M|74.1"),
     "resnet56_cifar10_abcpruner": (1, "ABCPruner-70%|93.26|93.23|0.39M|54.20|58.54M|54.13|1482/2032|27.07"),
-    "resnet56_cifar10_others": (17, "L1 pruned-A|-|93.10|-|7.7e5|9.4|1.12e8|10.4", "SWP|-|-|-0.12|-|77.7|-|75.6"),
+    "resnet56_cifar10_others": (24, "L1 pruned-A|-|93.10|-|7.7e5|9.4|1.12e8|10.4", "SWP|-|-|-0.12|-|77.7|-|75.6"),
     "resnet50_imagenet_combination": (1, "Combination pruning|76.02|92.94|74.16|91.96|-1.86|80.9"),
     "resnet50_imagenet_hrank": (14, "ThiNet-50|68.42|88.30|1.10B|8.66M", "SSS-26|71.82|90.79|2.33B|15.60M"),
     "resnet50_imagenet_abcpruner": (6, "ABCPruner-30%|70.289|89.631|944.85M|7.35M|20576"),
@@ -131,6 +133,8 @@ QUOTED = {  # where a table quotes a row of another paper, and differs from that
     (HRANK, "L1"): {"base_top1", "macs_reduction"},
     ("vgg16_cifar10_others", "L1 (in SWP)"): {"macs_reduction"},
     ("vgg16_cifar10_others", "L1 A, fine-tuned"): {"base_top1", "top1"},
+    ("resnet56_cifar10_others", "L1 A, fine-tuned"): {"base_top1", "top1"},
+    ("resnet56_cifar10_others", "L1 B, fine-tuned"): {"base_top1", "top1"},
     ("resnet56_cifar10_hrank", "L1"): {"base_top1", "params_reduction"},
     ("resnet50_imagenet_hrank", "He et al. (channel pruning)"): {"base_top5"},
     ("resnet50_imagenet_hrank", "ThiNet-50"): {"base_top1", "base_top5", "macs"},
@@ -162,7 +166,7 @@ def test_what_a_method_also_reports_is_the_same_number():
 
 def test_the_rows_of_the_compared_methods_are_all_found():
     found = {(claim.method, row) for claim, rows in linked() for row in rows}
-    names = "hrank gal abcpruner thinet channel_pruning amc network_slimming l1_filter kd combination_pruning"
+    names = "scratch hrank gal abcpruner thinet channel_pruning amc network_slimming l1_filter kd combination_pruning"
     for name in names.split():
         missing = [row.label for row in registry.method_class(name).reported if (name, row) not in found]
         assert not missing, (name, missing)
@@ -207,8 +211,30 @@ def test_the_full_budget_comes_before_the_short_one_and_only_it_can_reproduce():
 def test_what_cannot_stand_beside_a_printed_row_does_not():
     held = {"options": {"data": "cifar10", "holdout": True}}
     part = {"options": {"data": "cifar10[2x50]", "holdout": False}}
-    for changes in (held, part, {"parent": "0" * 12}, {"baseline": "resnet56_cifar10"}):
+    for changes in (held, part, {"baseline": "resnet56_cifar10"}):
         assert line([a_run(**changes)], "HRank-1")["top-1, ours"] == "not run yet"
+    told = "not comparable: it starts from run 000000000000, the printed row from the dense net"
+    assert line([a_run(parent="0" * 12)], "HRank-1")["top-1, ours"] == told
+
+
+def from_scratch(pruned, label):
+    """Our cell of the row ``label`` where Scratch-B starts from a run of l1_filter with a recipe (None: others)."""
+    net = "resnet56_cifar10"
+    chosen = settings(L1Filter, pruned and net + pruned.removeprefix("-")) | ({} if pruned else {"ratio": 0.123})
+    before = a_record(method="l1_filter", baseline=net, hyperparameters=plain(chosen))
+    mode = plain(settings(Scratch, f"{net}/B"))
+    after = a_record(method="scratch", baseline=net, hyperparameters=mode, parent=before.id, compressed=measured(91.0))
+    made = {"scratch": Scratch, "l1_filter": L1Filter}
+    return line([before, after], label, slug=f"{net}_others", methods=made)["top-1, ours"]
+
+
+def test_a_structure_from_scratch_stands_beside_the_row_of_its_own_structure():
+    for pruned, own, other in (("-", "L1 B", "L1 A"), ("/A", "L1 A", "L1 B")):
+        assert from_scratch(pruned, f"{own}, Scratch-B").startswith("91.00 (short, n=1")
+        assert from_scratch(pruned, f"{other}, Scratch-B") == "not run yet"
+        assert from_scratch(pruned, f"{own}, Scratch-E") == "not run yet"
+    found = from_scratch(None, "L1 B, Scratch-B")
+    assert found.startswith("not comparable: it starts from l1_filter (ratio=0.123, budget short)")
 
 
 def test_what_is_to_be_said_of_a_figure_stands_in_its_cell():

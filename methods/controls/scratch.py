@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 BatchNorm = nn.modules.batchnorm._BatchNorm
 SOURCE = "Table 1 (L1-norm based filter pruning)"
 GRID = "read in a third party's copy of the table (shrinkbench)"
+RELEASE = "ImageNet results in the README of the authors' code"
+README = "read in the README"
 RECALLED = "recalled from the paper, not read again"
+TABLE = (RECALLED, GRID)  # Scratch-E, Scratch-B
 
 
 @dataclass
@@ -67,15 +70,24 @@ class Scratch(Method):
     }
     reported: ClassVar[tuple[Reported, ...]] = tuple(
         Reported(
-            baseline=baseline, label=f"{pruned}, Scratch-{mode}", source=SOURCE, recipe=f"{baseline}{variant}",
-            top1=top1, base_top1=dense, verified=verified,
+            baseline=baseline, label=f"{pruned}, Scratch-{mode}", source=source, recipe=f"{baseline}{variant}",
+            top1=top1, base_top1=dense, verified=verified, start=start,
         )
-        for baseline, pruned, dense, values in (
-            ("vgg16_cifar10", "L1 A", 93.63, (93.62, 93.78)),
-            ("resnet56_cifar10", "L1 A", 93.14, (92.96, 93.09)),
-            ("resnet56_cifar10", "L1 B", 93.14, (92.54, 93.05)),
+        for baseline, pruned, start, dense, values, source, checked in (
+            ("vgg16_cifar10", "L1 A", "l1_filter:vgg16_cifar10", 93.63, (93.62, 93.78), SOURCE, TABLE),
+            ("resnet56_cifar10", "L1 A", "l1_filter:resnet56_cifar10/A", 93.14, (92.96, 93.09), SOURCE, TABLE),
+            ("resnet56_cifar10", "L1 B", "l1_filter:resnet56_cifar10", 93.14, (92.54, 93.05), SOURCE, TABLE),
+            *(
+                ("resnet50_imagenet", pruned, start, None, values, RELEASE, (README, README))
+                for pruned, start, values in (
+                    ("ThiNet-30", "thinet:resnet50_imagenet/30", (70.91, 71.57)),
+                    ("ThiNet-50", "thinet:resnet50_imagenet", (73.31, 73.90)),
+                    ("ThiNet-70", "thinet:resnet50_imagenet/70", (74.42, 75.14)),
+                    ("Channel pruning 2x", "channel_pruning:resnet50_imagenet", (71.26, 74.58)),
+                )
+            ),
         )
-        for top1, (mode, variant, verified) in zip(values, (("E", "", RECALLED), ("B", "/B", GRID)), strict=True)
+        for top1, (mode, variant), verified in zip(values, (("E", ""), ("B", "/B")), checked, strict=True)
     )  # fmt: skip
     claims: ClassVar[tuple[Claim, ...]] = tuple(
         Claim(
