@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from baselines import parallel, weights
 from baselines import task as tasks
-from baselines import weights
 from baselines.errors import UserError
 from baselines.task import Meter, Task
 from repro import registry
@@ -37,8 +37,11 @@ if TYPE_CHECKING:
 __all__ = ["cache_dir", "prepare", "results_dir", "run", "train_dense"]
 
 
-def run(cfg: RunConfig) -> Record:
-    """One method on one baseline: compress the dense net (or the net of ``start``), measure it, write its record."""
+def run(cfg: RunConfig) -> Record | None:
+    """One method on one baseline: compress the dense net (or the net of ``start``), measure it, write its record.
+
+    None on all processes but the first, where torchrun started several: they only train.
+    """
     ground = prepare(cfg)
     entry = registry.entries()[method_name(cfg)]
     dense = dense_net(ground)
@@ -58,6 +61,9 @@ def run(cfg: RunConfig) -> Record:
         teacher=teacher(ground), journal=journal, label=f"{entry.name} on {ground.baseline.name}",
     )  # fmt: skip
     model = cfg.method.compress(model, task)
+    parallel.wait()  # for those that may have to read the journal
+    if parallel.rank() > 0:
+        return None
     file, fault = exported(ground, model)
     if fault:
         task.report(onnx=fault)
@@ -79,12 +85,14 @@ def run(cfg: RunConfig) -> Record:
     return record
 
 
-def train_dense(cfg: RunConfig) -> Record:
-    """Train the baseline's dense net (or take it from the cache) and write its record."""
+def train_dense(cfg: RunConfig) -> Record | None:
+    """Train the baseline's dense net (or take it from the cache) and write its record (the first process alone)."""
     ground = prepare(cfg)
     if ground.budget == "zero":
         raise UserError("budget=zero trains nothing: use budget=smoke, short or paper to train a dense net.")
     model, facts = trained(ground)
+    if parallel.rank() > 0:
+        return None
     measured = measure(ground, model, exported(ground, model)[0])
     entry = registry.entries()["dense"]
     record = Record(
