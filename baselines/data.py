@@ -32,6 +32,8 @@ IMAGENETTE = {  # WordNet id -> index among the 1000 ImageNet classes
     "n03888257": 701,
 }
 
+WHOLE = slice(None)
+
 
 UNPACKED = 1 << 30  # bytes of the arrays in a .npz file, at most
 LONGEST = 100  # an image's long side, in short sides, at most
@@ -95,9 +97,12 @@ class ArraySplit:
             yield self.x[start : start + batch_size].permute(0, 3, 1, 2), self.y[start : start + batch_size]
 
     def epoch(
-        self, augment: Augment, batch_size: int, generator: torch.Generator
+        self, augment: Augment, batch_size: int, generator: torch.Generator, share: slice = WHOLE
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """One shuffled, augmented pass over full batches: ((B, C, H, W) uint8 or float in 0..255, labels)."""
+        """One shuffled, augmented pass over full batches: ((B, C, H, W) uint8 or float in 0..255, labels).
+
+        ``share``: of every batch only this part.
+        """
         n, device = len(self), self.x.device
         order = torch.randperm(n, generator=generator).to(device)
         place = torch.randint(0, 2 * augment.crop + 1, (2, n), generator=generator).to(device)
@@ -107,12 +112,13 @@ class ArraySplit:
         store, side = self.padded(augment.crop), self.x.shape[1]
         rows, cols = torch.arange(side, device=device), torch.arange(self.x.shape[2], device=device)
         for start in range(0, n - batch_size + 1, batch_size):
-            part = slice(start, start + batch_size)
+            span = range(start, start + batch_size)[share]
+            part = slice(span.start, span.stop)
             index = order[part]
             if boxes is not None:
                 yield resized_crop(self.x[index].permute(0, 3, 1, 2), boxes[part]), self.y[index]
                 continue
-            along = cols.expand(batch_size, -1)
+            along = cols.expand(len(span), -1)
             if mirror is not None:
                 along = torch.where(mirror[part, None], along.flip(1), along)
             down = place[0, part, None] + rows
@@ -170,12 +176,13 @@ class FolderSplit:
         return iter(self._loader(range(len(self)), batch_size, train=False))
 
     def epoch(
-        self, augment: Augment, batch_size: int, generator: torch.Generator
+        self, augment: Augment, batch_size: int, generator: torch.Generator, share: slice = WHOLE
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """One shuffled pass over full batches: random resized crops and mirroring in the workers."""
-        order = torch.randperm(len(self), generator=generator).tolist()
+        """One shuffled pass over full batches (``share``: this part of each): crops and mirroring in the workers."""
+        order = torch.randperm(len(self), generator=generator)
         batch_size = min(batch_size, len(order))
-        return iter(self._loader(order[: len(order) // batch_size * batch_size], batch_size, train=True))
+        batches = order[: len(order) // batch_size * batch_size].view(-1, batch_size)[:, share]
+        return iter(self._loader(batches.flatten().tolist(), batches.shape[1], train=True))
 
     def _loader(self, order: Iterable[int], batch_size: int, train: bool) -> torch.utils.data.DataLoader:
         from torch.utils.data import DataLoader

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from baselines import parallel
 from baselines.base import Baseline, Recipe
 from baselines.cost import Cost, cost
 from baselines.data import ArraySplit, Augment, Data, Split
@@ -207,7 +208,7 @@ class Task:
         """top-1 in percent on the fixed tenth of the training set (held out of training with data.holdout=true)."""
         self.meter.validations += 1
         batches = ((self._normalise(x), y) for x, y in self._validation.plain(EVAL_BATCH))
-        return accuracy(model, batches)["top1"]
+        return parallel.from_first(accuracy(model, batches)["top1"])
 
     def cost(self, model: nn.Module) -> Cost:
         """params, nonzero, macs, effective_macs of ``model``: the same counter as the record's."""
@@ -321,6 +322,7 @@ class Fit:
             group.setdefault("initial_lr", group["lr"])
         self.generator = torch.Generator().manual_seed(seed_of(task.seed, f"train {task.meter.train_calls}"))
         self.state = [*state]
+        self.share = parallel.Share(min(recipe.batch_size, len(self.data)))
         self.losses: list[tuple[int, torch.Tensor, float]] = []
         self.journal = Journal(task, self) if task._journal else None
 
@@ -341,6 +343,7 @@ class Fit:
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         if self.after_backward:
+            self.share.average(optimizer)
             self.after_backward(self.done)
         optimizer.step()
         return value
@@ -355,12 +358,13 @@ class Fit:
         if self.journal and self.journal.restore():
             return
         try:
-            self._loop()
+            with self._together():
+                self._loop()
         finally:
             self._account()
         if not finite(self.model):
             raise self._diverged("its weights are not finite numbers")
-        if self.journal:
+        if self.journal and parallel.rank() == 0:
             self.journal.finish()
 
     def _account(self) -> None:
@@ -389,13 +393,29 @@ class Fit:
             "A smaller learning rate may help."
         )
 
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Around the loop of several processes: one start, random draws of each one's own, one end."""
+        if parallel.world() == 1:
+            yield
+            return
+        modules = (self.model, *self.also, *(thing for thing in self.state if isinstance(thing, nn.Module)))
+        parallel.equalise(modules)
+        if parallel.rank() > 0:
+            name = f"process {parallel.rank()}, call {self.task.meter.train_calls}, step {self.done}"
+            seed_everything(seed_of(self.task.seed, name))
+        with self.share.averaging():
+            yield
+        parallel.equalise(modules)
+        set_random_state(parallel.from_first(random_state()))
+
     def _loop(self) -> None:
         task, modules = self.task, (self.model, *self.also)
-        every = max(1, self.steps // 20)
+        every, first = max(1, self.steps // 20), parallel.rank() == 0
         for module in modules:
             module.train()
         while self.done < self.steps:
-            for x, y in self.data.epoch(task._augment, self.recipe.batch_size, self.generator):
+            for x, y in self.data.epoch(task._augment, self.recipe.batch_size, self.generator, self.share.part):
                 self._set_rate()
                 value = self.update(
                     self.model, self._resize(task._normalise(x)), y.to(task.engine.device), self.optimizer
@@ -403,14 +423,16 @@ class Fit:
                 if self.after_step:
                     self.after_step(self.done)
                 if self.done % every == 0 or self.done == self.steps - 1:
-                    self._keep(value)
+                    self._keep(self.share.mean(value))
                 self.done += 1
-                task._progress.step(task, value, len(y))
+                if first:
+                    task._progress.step(task, value, len(y) * parallel.world())
                 if self.done == self.steps:
                     break
             if self.after_epoch:
+                parallel.equalise(modules)  # it may measure them
                 self.after_epoch((self.done - 1) // self.per_epoch)
-            if self.journal and self.done < self.steps:
+            if self.journal and first and self.done < self.steps:
                 self.journal.partial()
 
     def _set_rate(self) -> None:
@@ -554,7 +576,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        own = state["cuda"] if parallel.world() == 1 else state["cuda"][:1] * torch.cuda.device_count()
+        torch.cuda.set_rng_state_all(own)
 
 
 def fastest(model: nn.Module, example: torch.Tensor, device: torch.device, batch_size: int = 64) -> tuple[str, bool]:

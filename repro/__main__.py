@@ -113,6 +113,7 @@ def overview() -> str:
 
 def compose(words: Sequence[str], work: Callable[[RunConfig], None], without: Sequence[str] = ()) -> int:
     """Let Hydra make the configuration (or, with -m, each of several) and give it to ``work``; the exit status."""
+    from baselines import parallel
     from repro import config
 
     words, sweep = config.quoted(words), bool(set(words) & set(SWEEP))
@@ -132,6 +133,7 @@ def compose(words: Sequence[str], work: Callable[[RunConfig], None], without: Se
         raise told from error
     finally:
         sys.argv = given
+    parallel.leave()
     return 2 if job.failed else 0
 
 
@@ -160,7 +162,8 @@ def run_one(cfg: RunConfig) -> None:
     from repro.run import results_dir, run
 
     record = run(cfg)
-    show.summary(record, Path(results_dir(cfg), "records", record.place()), verbose=cfg.verbose)
+    if record is not None:
+        show.summary(record, Path(results_dir(cfg), "records", record.place()), verbose=cfg.verbose)
 
 
 def _train(words: list[str]) -> int:
@@ -173,7 +176,8 @@ def train_one(cfg: RunConfig) -> None:
     from repro.run import results_dir, train_dense
 
     record = train_dense(cfg)
-    show.summary(record, Path(results_dir(cfg), "records", record.place()))
+    if record is not None:
+        show.summary(record, Path(results_dir(cfg), "records", record.place()))
 
 
 def _measure(words: list[str]) -> int:

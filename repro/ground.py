@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from baselines import base, weights
+from baselines import base, parallel, weights
 from baselines import task as tasks
 from baselines.base import Baseline, Recipe
 from baselines.data import Data
@@ -83,19 +83,27 @@ def prepare(cfg: RunConfig) -> Ground:
         check_seconds(cfg.latency)
     if cfg.device.threads:
         torch.set_num_threads(cfg.device.threads)
-    data = baseline.data(cfg.data)
-    ground = Ground(cfg, baseline, data, Engine(), budget, cache_dir(cfg), results_dir(cfg))
-    ground.engine = engine(ground)
+    device = parallel.join(device_of(cfg))
+    with parallel.first_ahead():
+        data = baseline.data(cfg.data)
+        ground = Ground(cfg, baseline, data, Engine(device), budget, cache_dir(cfg), results_dir(cfg))
+        ground.engine = engine(ground)
     data.train, data.test = data.train.to(ground.engine.device), data.test.to(ground.engine.device)
     return ground
 
 
-def engine(ground: Ground) -> Engine:
-    """Device, precision and memory format: as asked, else the fastest, measured once per machine and kept."""
-    ask = ground.cfg.device
-    device = torch.device(ask.name if ask.name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+def device_of(cfg: RunConfig) -> torch.device:
+    """The device as asked; UserError where it is not there."""
+    name = cfg.device.name
+    device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device.name={ask.name}, but torch sees no such device here. Use device.name=cpu or auto.")
+        raise UserError(f"device.name={name}, but torch sees no such device here. Use device.name=cpu or auto.")
+    return device
+
+
+def engine(ground: Ground) -> Engine:
+    """Precision and memory format: as asked, else the fastest, measured once per machine and kept."""
+    ask, device = ground.cfg.device, ground.engine.device
     precision, channels_last = "fp32", False
     if ground.budget in ("short", "paper") and (ask.precision == "auto" or ask.channels_last is None):
         precision, channels_last = fastest(ground, device)
@@ -174,9 +182,11 @@ def trained(ground: Ground) -> tuple[nn.Module, dict[str, Any]]:
         task.train_dense(ground.engine.place(model), recipe)
     except Diverged as error:
         raise DenseDiverged(str(error), task, _facts(task, recipe)) from error
+    parallel.wait()  # for those that may have to read the journal
     facts = _facts(task, recipe)
-    weights.save(model, path, facts)
-    shutil.rmtree(journal, ignore_errors=True)
+    if parallel.rank() == 0:
+        weights.save(model, path, facts)
+        shutil.rmtree(journal, ignore_errors=True)
     return model, facts
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from baselines import parallel
+
 if TYPE_CHECKING:
     from repro.ground import Ground
 
@@ -26,8 +28,9 @@ def provenance(ground: Ground, dense_sha256: str, code: str, kit: dict[str, int]
     return {
         "commit": commit, "dirty": dirty, "packages": packages(), "python": platform.python_version(),
         "device": device, "precision": e.precision, "channels_last": e.channels_last,
-        "threads": torch.get_num_threads(), "data_sha256": ground.data.sha256, "dense_sha256": dense_sha256,
-        "code_hash": code, "kit_versions": kit, "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "threads": torch.get_num_threads(), "processes": parallel.world(),
+        "data_sha256": ground.data.sha256, "dense_sha256": dense_sha256, "code_hash": code, "kit_versions": kit,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 

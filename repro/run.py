@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from baselines import parallel, weights
 from baselines import task as tasks
-from baselines import weights
 from baselines.cost import cost
 from baselines.errors import Diverged, UserError
 from baselines.task import Meter, Task
@@ -40,10 +40,16 @@ if TYPE_CHECKING:
 __all__ = ["cache_dir", "prepare", "results_dir", "run", "train_dense"]
 
 
-def run(cfg: RunConfig) -> Record:
-    """One method on one baseline: compress the dense net (or the net of ``start``), measure it, write its record."""
+def run(cfg: RunConfig) -> Record | None:
+    """One method on one baseline: compress the dense net (or the net of ``start``), measure it, write its record.
+
+    None on all processes but the first, where torchrun started several: they only train.
+    """
     ground = prepare(cfg)
-    record, model, journal = made(ground)
+    found = made(ground)
+    if found is None:
+        return None
+    record, model, journal = found
     try:
         if model is not None:
             keep(ground, model, record.id)
@@ -53,8 +59,10 @@ def run(cfg: RunConfig) -> Record:
     return record
 
 
-def made(ground: Ground, resume: bool = True) -> tuple[Record, torch.nn.Module | None, Path]:
+def made(ground: Ground, resume: bool = True) -> tuple[Record, torch.nn.Module | None, Path] | None:
     """(the record of a run, its net or None where it diverged, its journal); the record is not written.
+
+    None on all processes but the first.
 
     ``resume``: what a killed run left in the journal is not done again.
     """
@@ -77,6 +85,9 @@ def made(ground: Ground, resume: bool = True) -> tuple[Record, torch.nn.Module |
         teacher=teacher(ground), journal=journal if resume else None, label=f"{entry.name} on {ground.baseline.name}",
     )  # fmt: skip
     model = compressed(cfg.method, model, task)
+    parallel.wait()  # for those that may have to read the journal
+    if parallel.rank() > 0:
+        return None
     found = {"compressed": ruins(ground, task)} if model is None else results(ground, dense.model, model, task)
     record = Record(
         kind="run", method=entry.name, family=entry.family, recipe=recipe_of(cfg), baseline=ground.baseline.name,
@@ -125,16 +136,18 @@ def ruins(ground: Ground, task: Task) -> Measurement:
     return Measurement(top1=None, **dataclasses.asdict(cost(task.trained, images(ground))))
 
 
-def train_dense(cfg: RunConfig) -> Record:
-    """Train the baseline's dense net (or take it from the cache) and write its record."""
+def train_dense(cfg: RunConfig) -> Record | None:
+    """Train the baseline's dense net (or take it from the cache) and write its record (the first process alone)."""
     ground = prepare(cfg)
     record = made_dense(ground)
+    if parallel.rank() > 0:
+        return None
     record.save(ground.results)
     return record
 
 
-def made_dense(ground: Ground) -> Record:
-    """The record of a dense training, which is not written."""
+def made_dense(ground: Ground) -> Record | None:
+    """The record of a dense training, which is not written; None on all processes but the first."""
     if ground.budget == "zero":
         raise UserError("budget=zero trains nothing: use budget=smoke, short or paper to train a dense net.")
     entry = registry.entries()["dense"]
@@ -144,6 +157,8 @@ def made_dense(ground: Ground) -> Record:
         print(error, file=sys.stderr, flush=True)
         measured, sha256, rows, facts = ruins(ground, error.task), None, [], error.facts
     else:
+        if parallel.rank() > 0:
+            return None
         measured, sha256 = measure(ground, model, exported(ground, model)[0]), weights.digest(model.state_dict())
         rows = layers(model, model, images(ground))
     return Record(

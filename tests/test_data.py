@@ -131,6 +131,10 @@ def test_imagenet_subset_is_deterministic_and_named(tmp_path):
     data.train.workers = 0
     x, y = next(data.train.epoch(Augment(), 4, torch.Generator().manual_seed(0)))
     assert x.shape == (4, 3, 224, 224) and x.dtype == torch.uint8 and set(y.tolist()) <= {0, 1}
+    data.train.y = torch.arange(6)  # names the file
+    shares = [slice(0, 6), slice(0, 2), slice(2, 6)]
+    whole, *parts = (next(data.train.epoch(Augment(), 6, torch.Generator().manual_seed(0), part))[1] for part in shares)
+    assert torch.equal(torch.cat(parts), whole) and [len(part) for part in parts] == [2, 4]
 
 
 def test_imagenette_keeps_the_labels_of_the_thousand(tmp_path):
