@@ -10,8 +10,11 @@ import copy
 import hashlib
 import math
 import os
+import pickle
 import random
+import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,13 +28,14 @@ from torch import nn
 from baselines.base import Baseline, Recipe
 from baselines.cost import Cost, cost
 from baselines.data import ArraySplit, Augment, Data, Split
-from baselines.errors import UserError
+from baselines.errors import Diverged, UserError
 from baselines.progress import Progress
 
 VERSION = 1
 SMOKE_STEPS = 4  # optimiser steps of one compress (or one dense training) at budget "smoke"
 EVAL_BATCH = 250
 VALIDATION_SHARE = 0.1
+EXPLODED = 1000.0  # times the first loss of a training (or 1 where that is less): no committed record passes 4
 
 
 @dataclass
@@ -143,6 +147,7 @@ class Task:
         self.details: dict[str, Any] = {}
         self.curve: list[list[float]] = []
         self.entered_training: nn.Module | None = None
+        self.trained: nn.Module | None = None
         self.from_scratch = False
         self._baseline, self._dense, self._teacher, self._journal = baseline, dense, teacher, journal
         self._normalise = Normalise(baseline.mean, baseline.std, self.engine)
@@ -342,21 +347,47 @@ class Fit:
 
     def run(self) -> None:
         """Train to the last step, or continue where the journal ends; then fill the meter."""
-        task, began = self.task, time.perf_counter()
+        task = self.task
         if task.entered_training is None:
             task.entered_training = copy.deepcopy(self.model)
-        self.done = 0
-        if not (self.journal and self.journal.restore()):
+        task.trained = self.model
+        self.done, self.began = 0, time.perf_counter()
+        if self.journal and self.journal.restore():
+            return
+        try:
             self._loop()
-            task.meter.train_calls += 1
-            task.meter.steps += self.steps
-            task.meter.images += self.steps * min(self.recipe.batch_size, len(self.data))
-            task.meter.epochs = round(task.meter.epochs + self.steps / self.per_epoch, 6)
-            task.meter.seconds += time.perf_counter() - began
-            start = task.curve[-1][0] if task.curve else 0
-            task.curve += [[start + i, round(float(value), 5), lr] for i, value, lr in self.losses]
-            if self.journal:
-                self.journal.finish()
+        finally:
+            self._account()
+        if not finite(self.model):
+            raise self._diverged("its weights are not finite numbers")
+        if self.journal:
+            self.journal.finish()
+
+    def _account(self) -> None:
+        """Fill the meter and the curve with what was done."""
+        meter, curve = self.task.meter, self.task.curve
+        meter.train_calls += 1
+        meter.steps += self.done
+        meter.images += self.done * min(self.recipe.batch_size, len(self.data))
+        meter.epochs = round(meter.epochs + self.done / self.per_epoch, 6)
+        meter.seconds += time.perf_counter() - self.began
+        start = curve[-1][0] if curve else 0
+        curve += [[start + i, round(float(value), 5), lr] for i, value, lr in self.losses]
+
+    def _keep(self, value: torch.Tensor) -> None:
+        """Keep the loss of a step for the curve; Diverged where it is no number or ``EXPLODED``."""
+        self.losses.append((self.done, value.detach(), self.optimizer.param_groups[0]["lr"]))
+        first, last = (float(self.losses[i][1]) for i in (0, -1))
+        if not math.isfinite(last) or abs(last) > EXPLODED * max(1.0, abs(first)):
+            self.done += 1
+            raise self._diverged(f"its loss went from {first:.3g} to {last:.3g}")
+
+    def _diverged(self, why: str) -> Diverged:
+        name = self.task._label or self.task._baseline.name
+        return Diverged(
+            f"{name}: the network has diverged in step {self.done} of {self.steps} of a training ({why}). "
+            "A smaller learning rate may help."
+        )
 
     def _loop(self) -> None:
         task, modules = self.task, (self.model, *self.also)
@@ -372,7 +403,7 @@ class Fit:
                 if self.after_step:
                     self.after_step(self.done)
                 if self.done % every == 0 or self.done == self.steps - 1:
-                    self.losses.append((self.done, value.detach(), self.optimizer.param_groups[0]["lr"]))
+                    self._keep(value)
                 self.done += 1
                 task._progress.step(task, value, len(y))
                 if self.done == self.steps:
@@ -424,13 +455,17 @@ class Journal:
     def _write(self, path: Path, value: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        torch.save(value, temporary)
+        with open(temporary, "wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
 
     def partial(self) -> None:
         """Keep the state behind an epoch, at most once a minute."""
         if time.perf_counter() - self.saved_at > self.SECONDS:
-            self._write(self.part, self._pack())
+            spent = self.task.meter.seconds + time.perf_counter() - self.fit.began
+            self._write(self.part, self._pack() | {"meter": {**self.task.meter.__dict__, "seconds": spent}})
             self.saved_at = time.perf_counter()
 
     def finish(self) -> None:
@@ -440,19 +475,22 @@ class Journal:
 
     def restore(self) -> bool:
         """Load this call: True when it is finished; False when the loop has to run, from ``fit.done`` on."""
-        path = next((p for p in (self.whole, self.part) if p.exists()), None)
-        if path is None:
-            return False
-        kept = torch.load(path, weights_only=True, map_location="cpu")
+        found = ((path, kept) for path in (self.whole, self.part) if (kept := _intact(path)) is not None)
+        path, kept = next(found, (None, None))
         fit, task = self.fit, self.task
-        if kept["steps"] != fit.steps:
+        if kept is None or kept["steps"] != fit.steps:
             return False
-        for thing, value in zip(self._things(), kept["things"], strict=True):
-            if isinstance(thing, dict):
-                thing.clear()
-                thing.update(value)
-            else:
-                thing.load_state_dict(value)
+        try:
+            for thing, value in zip(self._things(), kept["things"], strict=True):
+                if isinstance(thing, dict):
+                    thing.clear()
+                    thing.update(value)
+                else:
+                    thing.load_state_dict(value)
+        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"{path} was kept by other code and does not fit this run: delete {path.parent} and start again."
+            ) from error
         task.meter = Meter(**kept["meter"])
         task.curve = kept["curve"]
         set_random_state(kept["rng"])
@@ -461,6 +499,32 @@ class Journal:
         fit.losses = [(i, torch.tensor(value), lr) for i, value, lr in kept["losses"]]
         fit.done = kept["done"]
         return path == self.whole
+
+
+def _intact(path: Path) -> dict[str, Any] | None:
+    """What a file of a journal holds; None, with a sentence, where it is damaged (cut off when the power went)."""
+    if not path.exists():
+        return None
+    try:
+        with zipfile.ZipFile(path) as file:  # torch.load itself does not look at the checksums
+            if file.testzip() is None:
+                return torch.load(path, weights_only=True, map_location="cpu")
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError):
+        pass
+    print(f"{path} is damaged and is not used: that part of the training is done again.", file=sys.stderr, flush=True)
+    return None
+
+
+def finite(model: nn.Module) -> bool:
+    """Whether every parameter of ``model`` is a finite number: one answer from the device."""
+    values = [p.detach().isfinite().all() for p in model.parameters()]
+    return not values or bool(torch.stack(values).all())
+
+
+@torch.no_grad()
+def works(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+    """Whether the parameters and all logits of ``model`` are finite numbers."""
+    return finite(model) and all(bool(model.eval()(x).isfinite().all()) for x, _ in batches)
 
 
 def seed_of(seed: int, name: str) -> int:

@@ -18,7 +18,7 @@ from baselines import base, weights
 from baselines import task as tasks
 from baselines.base import Baseline, Recipe
 from baselines.data import Data
-from baselines.errors import UserError
+from baselines.errors import Diverged, UserError
 from baselines.task import Engine, Task
 from repro.config import default_cache
 from repro.latency import check_seconds
@@ -53,6 +53,14 @@ class Dense:
     model: nn.Module
     sha256: str
     given: bool
+
+
+class DenseDiverged(Diverged):
+    """The training of a dense net diverged: its task, and the meter, curve and recipe up to there."""
+
+    def __init__(self, sentence: str, task: Task, facts: dict[str, Any]) -> None:
+        super().__init__(sentence)
+        self.task, self.facts = task, facts
 
 
 def cache_dir(cfg: RunConfig) -> Path:
@@ -157,14 +165,25 @@ def trained(ground: Ground) -> tuple[nn.Module, dict[str, Any]]:
     if path.exists():
         state, facts = weights.read(path)
         return ground.engine.place(weights.fit(model, state, path, b.name)), facts
-    journal = ground.cache / "journal" / f"dense-{path.stem.rpartition('-')[2]}"
+    e = ground.engine
+    arithmetic = f"{e.device.type}-{e.precision}-{'last' if e.channels_last else 'first'}"
+    journal = ground.cache / "journal" / f"dense-{path.stem.rpartition('-')[2]}-{arithmetic}"
     dense_ground = dataclasses.replace(ground, budget=budget)
     task = Task(b, ground.data, **options_of(dense_ground), journal=journal, label=f"dense {b.name}")
-    task.train_dense(ground.engine.place(model), recipe)
-    facts = {"meter": dataclasses.asdict(task.meter), "curve": task.curve, "recipe": plain(dataclasses.asdict(recipe))}
+    try:
+        task.train_dense(ground.engine.place(model), recipe)
+    except Diverged as error:
+        raise DenseDiverged(str(error), task, _facts(task, recipe)) from error
+    facts = _facts(task, recipe)
     weights.save(model, path, facts)
     shutil.rmtree(journal, ignore_errors=True)
     return model, facts
+
+
+def _facts(task: Task, recipe: Recipe) -> dict[str, Any]:
+    """What is kept beside a trained dense net."""
+    meter = dataclasses.asdict(task.meter)
+    return {"meter": meter, "curve": task.curve, "recipe": plain(dataclasses.asdict(recipe))}
 
 
 def _trained_place(ground: Ground) -> tuple[Recipe, Path]:

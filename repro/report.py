@@ -143,7 +143,7 @@ def banners(record: Record) -> list[tuple[str, str, str]]:
     """(colour, title, sentence) of everything that a reader has to know before the numbers."""
     found = []
     if record.status != "ok":
-        found.append(("bad", "Diverged", "The loss was not a number during training: the accuracies are of no use."))
+        found.append(("bad", "Diverged", "The loss was no number, or exploded: the accuracies are of no use."))
     if is_stale(record, registry.ROOT):
         found.append(("bad", "Stale", "The code that made this record has changed since: run it again."))
     if record.budget != "paper":

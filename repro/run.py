@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
+import hashlib
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ import torch
 
 from baselines import task as tasks
 from baselines import weights
-from baselines.errors import UserError
+from baselines.cost import cost
+from baselines.errors import Diverged, UserError
 from baselines.task import Meter, Task
 from repro import registry
-from repro.ground import Ground, cache_dir, dense_net, options_of, prepare, results_dir, teacher, trained
+from repro.ground import DenseDiverged, Ground, cache_dir, dense_net, options_of, prepare, results_dir, teacher, trained
 from repro.measure import (
     compared,
     compressed_net,
@@ -29,9 +31,10 @@ from repro.measure import (
     test_batches,
 )
 from repro.provenance import provenance
-from repro.record import Record, code_hash, identity, kit_versions, load_all, plain
+from repro.record import MAX_COUNT, Measurement, Record, canonical, code_hash, identity, kit_versions, load_all, plain
 
 if TYPE_CHECKING:
+    from methods.base import Method
     from repro.config import RunConfig
 
 __all__ = ["cache_dir", "prepare", "results_dir", "run", "train_dense"]
@@ -40,7 +43,22 @@ __all__ = ["cache_dir", "prepare", "results_dir", "run", "train_dense"]
 def run(cfg: RunConfig) -> Record:
     """One method on one baseline: compress the dense net (or the net of ``start``), measure it, write its record."""
     ground = prepare(cfg)
-    entry = registry.entries()[method_name(cfg)]
+    record, model, journal = made(ground)
+    try:
+        if model is not None:
+            keep(ground, model, record.id)
+    finally:  # a net that cannot be kept is an error, but no reason to lose the record
+        record.save(ground.results)
+    shutil.rmtree(journal, ignore_errors=True)
+    return record
+
+
+def made(ground: Ground, resume: bool = True) -> tuple[Record, torch.nn.Module | None, Path]:
+    """(the record of a run, its net or None where it diverged, its journal); the record is not written.
+
+    ``resume``: what a killed run left in the journal is not done again.
+    """
+    cfg, entry = ground.cfg, registry.entries()[method_name(ground.cfg)]
     dense = dense_net(ground)
     before = measured_dense(ground, dense)
     options = resolved_options(ground)
@@ -50,55 +68,91 @@ def run(cfg: RunConfig) -> Record:
         hyperparameters=hyperparameters, options=options, weights=dense.sha256 if dense.given else None,
     )  # fmt: skip
     code = code_hash(entry.path)
-    journal = ground.cache / "journal" / f"{run_id}-{code[:8]}"
     model = compressed_net(ground, parent_id(ground)) if cfg.start else copy.deepcopy(dense.model)
+    source = provenance(ground, dense.sha256, code, kit_versions(entry.path))
+    journal = ground.cache / "journal" / journal_name(run_id, source, weights.digest(model.state_dict()), ground)
     tasks.seed_everything(cfg.seed)
     task = Task(
         ground.baseline, ground.data, dense.model, **options_of(ground),
-        teacher=teacher(ground), journal=journal, label=f"{entry.name} on {ground.baseline.name}",
+        teacher=teacher(ground), journal=journal if resume else None, label=f"{entry.name} on {ground.baseline.name}",
     )  # fmt: skip
-    model = cfg.method.compress(model, task)
-    file, fault = exported(ground, model)
-    if fault:
-        task.report(onnx=fault)
+    model = compressed(cfg.method, model, task)
+    found = {"compressed": ruins(ground, task)} if model is None else results(ground, dense.model, model, task)
     record = Record(
         kind="run", method=entry.name, family=entry.family, recipe=recipe_of(cfg), baseline=ground.baseline.name,
         budget=ground.budget, seed=cfg.seed, hyperparameters=hyperparameters, options=options, dense=before,
-        compressed=measure(ground, model, file), after_compression=after_compression(ground, task),
-        details=task.details, starts_from="scratch" if task.from_scratch else "trained",
+        after_compression=after_compression(ground, task), starts_from="scratch" if task.from_scratch else "trained",
         given_weights=dense.given, validation_seen=not cfg.data.holdout, parent=cfg.start,
-        **compared(ground, dense.model, model, file),
-        **story(task.meter, task.curve),
-        provenance=provenance(ground, dense.sha256, code, kit_versions(entry.path)),
+        **found, details=task.details,
+        **story(task.meter, task.curve, diverged=model is None), provenance=source,
     )  # fmt: skip
+    return record, model, journal
+
+
+def journal_name(run_id: str, source: dict[str, Any], start: str, ground: Ground) -> str:
+    """A name for what a run has done so far, another one when anything changes that its numbers come from.
+
+    That is: what was asked for, the method's code, kit and task, the data, the dense net, the net that compress begins
+    with (``start``), the recipe behind ``train``, and the arithmetic. Threads and packages do not count: a run may go
+    on with other ones.
+    """
+    names = ("code_hash", "kit_versions", "data_sha256", "dense_sha256", "device", "precision", "channels_last")
+    facts = [*(source[name] for name in names), start, plain(dataclasses.asdict(ground.baseline.finetune))]
+    return f"{run_id}-{hashlib.sha256(canonical(facts).encode()).hexdigest()[:12]}"
+
+
+def compressed(method: Method, model: torch.nn.Module, task: Task) -> torch.nn.Module | None:
+    """What ``compress`` returns; None where a training diverged, or left a net that is of no use to what follows."""
     try:
-        keep(ground, model, record.id)
-    finally:  # a net that cannot be kept is an error, but no reason to lose the record
-        record.save(ground.results)
-    shutil.rmtree(journal, ignore_errors=True)
-    return record
+        return method.compress(model, task)
+    except Exception as error:
+        if not isinstance(error, Diverged) and (task.trained is None or tasks.works(task.trained, task.batches(2))):
+            raise
+        print(error, file=sys.stderr, flush=True)
+        return None
+
+
+def results(ground: Ground, dense: torch.nn.Module, model: torch.nn.Module, task: Task) -> dict[str, Any]:
+    """What a record holds of the net that a method returned."""
+    file, fault = exported(ground, model)
+    if fault:
+        task.report(onnx=fault)
+    return {"compressed": measure(ground, model, file), **compared(ground, dense, model, file)}
+
+
+def ruins(ground: Ground, task: Task) -> Measurement:
+    """The net that was in training when it diverged: what it costs, and no accuracy."""
+    return Measurement(top1=None, **dataclasses.asdict(cost(task.trained, images(ground))))
 
 
 def train_dense(cfg: RunConfig) -> Record:
     """Train the baseline's dense net (or take it from the cache) and write its record."""
     ground = prepare(cfg)
-    if ground.budget == "zero":
-        raise UserError("budget=zero trains nothing: use budget=smoke, short or paper to train a dense net.")
-    model, facts = trained(ground)
-    measured = measure(ground, model, exported(ground, model)[0])
-    entry = registry.entries()["dense"]
-    record = Record(
-        kind="train", method="dense", family=entry.family, baseline=ground.baseline.name, budget=ground.budget,
-        seed=cfg.seed, options=resolved_options(ground), dense=measured, compressed=measured, starts_from="scratch",
-        validation_seen=not cfg.data.holdout, details={"recipe": facts["recipe"]},
-        layers=layers(model, model, images(ground)),
-        **story(Meter(**facts["meter"]), facts["curve"]),
-        provenance=provenance(
-            ground, weights.digest(model.state_dict()), code_hash(entry.path), kit_versions(entry.path)
-        ),
-    )  # fmt: skip
+    record = made_dense(ground)
     record.save(ground.results)
     return record
+
+
+def made_dense(ground: Ground) -> Record:
+    """The record of a dense training, which is not written."""
+    if ground.budget == "zero":
+        raise UserError("budget=zero trains nothing: use budget=smoke, short or paper to train a dense net.")
+    entry = registry.entries()["dense"]
+    try:
+        model, facts = trained(ground)
+    except DenseDiverged as error:
+        print(error, file=sys.stderr, flush=True)
+        measured, sha256, rows, facts = ruins(ground, error.task), None, [], error.facts
+    else:
+        measured, sha256 = measure(ground, model, exported(ground, model)[0]), weights.digest(model.state_dict())
+        rows = layers(model, model, images(ground))
+    return Record(
+        kind="train", method="dense", family=entry.family, baseline=ground.baseline.name, budget=ground.budget,
+        seed=ground.cfg.seed, options=resolved_options(ground), dense=measured, compressed=measured,
+        starts_from="scratch", validation_seen=not ground.cfg.data.holdout, details={"recipe": facts["recipe"]},
+        layers=rows, **story(Meter(**facts["meter"]), facts["curve"], diverged=sha256 is None),
+        provenance=provenance(ground, sha256, code_hash(entry.path), kit_versions(entry.path)),
+    )  # fmt: skip
 
 
 def method_name(cfg: RunConfig) -> str:
@@ -148,7 +202,8 @@ def accuracy_of(ground: Ground, model: torch.nn.Module) -> dict[str, float]:
     return tasks.accuracy(model, test_batches(ground), ground.data.subset)
 
 
-def story(meter: Meter, curve: list[list[float]]) -> dict[str, Any]:
-    """Meter, curve and status of a record: diverged when a loss was not a number."""
-    finite = all(math.isfinite(point[1]) for point in curve)
-    return {"meter": dataclasses.asdict(meter), "curve": plain(curve), "status": "ok" if finite else "diverged"}
+def story(meter: Meter, curve: list[list[float]], diverged: bool = False) -> dict[str, Any]:
+    """Meter, curve and status of a record: a loss that is no number, or too large for a record, is null."""
+    curve = [[value if abs(value) <= MAX_COUNT else None for value in point] for point in curve]
+    diverged = diverged or any(None in point for point in curve)
+    return {"meter": dataclasses.asdict(meter), "curve": curve, "status": "diverged" if diverged else "ok"}

@@ -47,7 +47,7 @@ def summary(record: Record, path: Path, verbose: bool = False) -> None:
     if record.latency:
         _console().print(_latency(record.latency))
     if record.status != "ok":
-        print("The training diverged: the loss was not a number. A smaller learning rate may help.")
+        print("The training diverged: its loss was no number, or exploded. A smaller learning rate may help.")
     print(f"Record: {path}", flush=True)
 
 
