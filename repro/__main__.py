@@ -295,6 +295,25 @@ def _export_help(words: list[str]) -> str:
   cache=                 folder of the compressed nets (else $REPRO_CACHE, else ~/.cache/repro-compression)"""
 
 
+def _verify(words: list[str]) -> int:
+    given = pairs(words, ["run", *VERIFY])
+    if "run" not in given:
+        raise UserError(f"verify needs run=...: {VERBS['verify'].usage}.")
+    from repro.verify import verify
+
+    verdict = verify(given.pop("run"), given)
+    print(verdict.sentence, *verdict.fields, sep="\n  ")
+    return 0 if verdict.holds else 1
+
+
+def _verify_help(words: list[str]) -> str:
+    from repro import show, verify
+
+    lines = [f"  {'run=':22} id of a record, or the first digits of it (4 at least)"]
+    lines += [line for line in show.options().splitlines() if line.split("=")[0].strip() in VERIFY]
+    return "\n".join(["Options:", *lines, "", *(verify.__doc__ or "").splitlines()[2:]])
+
+
 def _structures(words: list[str]) -> int:
     if words not in ([], ["--json"]):
         raise UserError(f"'{' '.join(words)}' is not an option of structures: give --json or nothing.")
@@ -330,6 +349,7 @@ def _measure_help(words: list[str]) -> str:
 
 OF_MEASURE = ("only",)  # options that no other command has
 WITHOUT_METHOD = ("method", "recipe", "start")
+VERIFY = ("results.dir", "cache", "data.root", "device.name", "baseline.weights", "baseline.teacher")
 VERBS: dict[str, Verb] = {
     "run": Verb("compress a net, measure it, record it", "python -m repro run method=hrank", _run, _run_help),
     "train": Verb("train a dense net", "python -m repro train baseline=vgg16_cifar10 seed=0", _train, _train_help),
@@ -344,6 +364,7 @@ VERBS: dict[str, Verb] = {
     "structures": Verb(
         "build published networks again and compare their sizes", "python -m repro structures [--json]", _structures
     ),
+    "verify": Verb("make a record again and compare", "python -m repro verify run=ID", _verify, _verify_help),
     "export": Verb(
         "write the net of a run as a file", "python -m repro export run=ID format=onnx", _export, _export_help
     ),
