@@ -148,6 +148,7 @@ def test_operating_points_come_behind_what_the_tables_need_and_half_of_the_macs_
     todo = reproduce.jobs(cells)
     needed = [job for job in reproduce.jobs(reproduce.needed()) if job.cell in cells]
     assert todo[: len(needed)] == needed and {job.cell.tier for job in todo[len(needed) :]} == {1, 2, 3, 4}
+    assert [job.cell.tier for job in todo] == sorted(job.cell.tier for job in todo)
     for net in ("vgg16_mnist5k", "vgg16_cifar10"):
         here = [j.cell.recipe for j in todo if (j.cell.method, j.cell.baseline, j.cell.budget) == ("gal", net, "short")]
         assert [name for name in dict.fromkeys(here) if "macs" in name] == ["macs50", "macs30", "macs70"]
