@@ -53,7 +53,9 @@ class Row:
 class Survey:
     """A printed comparison: the question it answers, the baselines that it is about, its columns and its rows.
 
-    ``notes`` are what is to be said of a row (by its label; "": of the whole table) and cannot be computed.
+    ``notes`` are what is to be said of a row (by its label; "": of the whole table) and cannot be computed. ``layers``:
+    the rows are layers of this baseline, as a run of the method stores them, and their total
+    (``repro/layer_tables.py``); empty: the rows are nets.
     """
 
     slug: str
@@ -63,6 +65,7 @@ class Survey:
     columns: tuple[Column, ...]
     text: str
     notes: dict[str, str] = field(default_factory=dict)
+    layers: str = ""
 
     @property
     def about(self) -> str:
@@ -114,7 +117,16 @@ COLUMNS: dict[str, tuple[str, str, bool | None]] = {
     "macs_reduction": ("MACs reduction", "%", True),
     "channels": ("channels", "", False),
     "channels_reduction": ("channels reduction", "%", True),
+    "weights": ("weights", "", None),
+    "density": ("weights left (P)", "%", False),
+    "weight_bits_pq": ("weight bits (P+Q)", "", False),
+    "weight_bits_pqh": ("weight bits (P+Q+H)", "", False),
+    "index_bits_pq": ("index bits (P+Q)", "", False),
+    "index_bits_pqh": ("index bits (P+Q+H)", "", False),
+    "rate_pq": ("size (P+Q)", "%", False),
+    "rate_pqh": ("size (P+Q+H)", "%", False),
 }
+STORED = "weights density weight_bits_pq weight_bits_pqh index_bits_pq index_bits_pqh rate_pq rate_pqh"
 NETS = {  # nets as tables of mixed nets name them
     "BNN ConvNet": ("bnn_convnet_cifar10",),
     "VGG-7": ("bnn_convnet_cifar10",),
@@ -131,6 +143,7 @@ VERIFIED = {
     "bnn": "README of MatthieuCourbariaux/BinaryNet",
     "coring": "README of pvtien96/CORING",
     "cp": "README of ethanhe42/channel-pruning",
+    "copies": "two copies of the paper's full text, cell by cell",
     "dcff": "the dense net in issue 1 of lmbxmu/DCFF",
     "distiller": "README of AMC in IntelLabs/distiller",
     "dnal": "README of QingbeiGuo/DNAL",
@@ -652,6 +665,35 @@ LOW_BIT_TABLES = (
     ),
 )  # fmt: skip
 
+LAYER_NOTE = "P: pruning, Q: shared weights, H: Huffman coding; sizes in percent of the same net in 32 bits a weight."
+LAYER_TABLES = (
+    Survey(
+        "deep_compression_lenet300", "LeNet-300-100, layer by layer: Deep Compression",
+        "How many bits does each layer take after each stage?",
+        ("lenet300_mnist5k",), _columns(STORED),
+        """
+        @ Deep Compression (ICLR 2016), Table 2
+        ip1 | 235K | 8 | 6 | 4.4 | 5 | 3.7 | 3.1 | 2.32 | copies | deep_compression
+        ip2 | 30K | 9 | 6 | 4.4 | 5 | 4.3 | 3.8 | 3.04 | copies | deep_compression
+        ip3 | 1K | 26 | 6 | 4.3 | 5 | 3.2 | 15.7 | 12.70 | copies | deep_compression
+        total | 266K | 8 (12x) | 6 | 5.1 | 5 | 3.7 | 3.1 (32x) | 2.49 (40x) | copies | deep_compression
+        """, {"": LAYER_NOTE}, "lenet300_mnist5k",
+    ),
+    Survey(
+        "deep_compression_lenet5", "LeNet-5, layer by layer: Deep Compression",
+        "How many bits does each layer take after each stage?",
+        ("lenet5_mnist5k",), _columns(STORED),
+        """
+        @ Deep Compression (ICLR 2016), Table 3
+        conv1 | 0.5K | 66 | 8 | 7.2 | 5 | 1.5 | 78.5 | 67.45 | copies | deep_compression
+        conv2 | 25K | 12 | 8 | 7.2 | 5 | 3.9 | 6.0 | 5.28 | copies | deep_compression
+        ip1 | 400K | 8 | 5 | 4.5 | 5 | 4.5 | 2.7 | 2.45 | copies | deep_compression
+        ip2 | 5K | 19 | 5 | 5.2 | 5 | 3.7 | 6.9 | 6.13 | copies | deep_compression
+        total | 431K | 8 (12x) | 5.3 | 4.1 | 5 | 4.4 | 3.05 (33x) | 2.55 (39x) | copies | deep_compression
+        """, {"": LAYER_NOTE}, "lenet5_mnist5k",
+    ),
+)  # fmt: skip
+
 COMPACT_TABLES = (
     Survey(
         "compact_imagenet", "Compact architectures on ImageNet",
@@ -741,5 +783,6 @@ COMPACT_TABLES = (
 )  # fmt: skip
 
 SURVEYS: tuple[Survey, ...] = (
-    *VGG16_TABLES, *RESNET56_TABLES, *RESNET50_TABLES, *DISTILLATION_TABLES, *LOW_BIT_TABLES, *COMPACT_TABLES,
+    *VGG16_TABLES, *RESNET56_TABLES, *RESNET50_TABLES, *DISTILLATION_TABLES, *LOW_BIT_TABLES, *LAYER_TABLES,
+    *COMPACT_TABLES,
 )  # fmt: skip

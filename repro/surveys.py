@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from baselines.base import Baseline
 from methods.base import Method, Reported
+from repro import layer_tables
 from repro.boards import NOT_RUN, Boards, mean
 from repro.record import Record
 from repro.structures import FIGURE, STRUCTURES, figure, needed
@@ -20,6 +21,7 @@ NONE = "–"
 NO_METHOD = "not in the suite yet"
 NO_NET = "net not in the suite"
 NO_RECIPE = "no recipe for this row yet"
+NOT_STORED = "not in the records"
 BUDGETS = ("paper", "short")  # in the order of preference; others never stand beside a printed figure
 SIZES = ("params", "macs", "params_reduction", "macs_reduction")
 OURS = (*SIZES, "base_top1", "base_top5", "top1", "top5", "error", "delta")
@@ -44,6 +46,8 @@ The tables that papers and surveys print, row by row, with what is measured here
   **not comparable**: our runs with these settings start from another net than the row's own, as is said there.
 * **verdict**: as on the leaderboard. **structure**: the printed sizes against those of the published structure,
   counted again without training ("recount"), and of the nets of our runs ("run"), within the rounding of the figure.
+* Tables **layer by layer**: what one paper prints of each layer of one net, and what our records hold of it; how the
+  sizes of the whole net differ, and by what, stands below. **{NOT_STORED}**: known for the whole net alone.
 * **source** is the printed table, **verified** says where its figures were read.
 * {NONE} = not printed, or does not apply.
 """
@@ -328,9 +332,28 @@ def build(
 ) -> list[Table]:
     """Every survey with ours beside it; ``boards`` are the boards of the same records, methods and baselines."""
     view = _View(boards, {record.id: record for record in records}, methods, baselines)
-    rows = {survey.slug: claims(survey) for survey in surveys}
+    rows = {survey.slug: claims(survey) for survey in surveys if not survey.layers}
     disagree = disagreements(claim for of_survey in rows.values() for of_row in of_survey for claim in of_row)
-    return [_table(survey, rows[survey.slug], view, disagree) for survey in surveys]
+    return [
+        _layers(survey, view) if survey.layers else _table(survey, rows[survey.slug], view, disagree)
+        for survey in surveys
+    ]
+
+
+def _layers(survey: Survey, view: _View) -> Table:
+    """A table of layers; what explains ours stands in the footnotes of its last row, the total."""
+    stages = layer_tables.runs(survey, view.boards, view.by_id, view.methods)
+    header, lines = ["method"], [[row.label] for row in survey.rows]
+    ours = layer_tables.cells(survey, stages) if stages else {}
+    missing = NOT_RUN if set(survey.nets) & set(view.baselines) else NO_NET
+    for i, column in enumerate(survey.columns):
+        header += [column.title, f"{column.name}, ours"]
+        for row, line in zip(survey.rows, lines, strict=True):
+            line += [row.cells[i], ours.get((row.label, column.field), NOT_STORED if stages else missing)]
+    lines = [[*line, row.source, row.verified] for row, line in zip(survey.rows, lines, strict=True)]
+    told = layer_tables.explained(survey, stages) if stages else []
+    notes = {(len(lines) - 1, 0): list(range(1, len(told) + 1))} if told else {}
+    return Table(survey, [*header, "source", "verified"], lines, notes, told)
 
 
 def _table(survey: Survey, rows: list[list[Claim]], view: _View, disagree: Mapping[Claim, str]) -> Table:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import json
 import os
 import platform
 import signal
@@ -45,7 +47,8 @@ class Cell:
 
     ``recipe``: "" the baseline's own, "none" the method's defaults, else the variant's name. ``settings`` are
     hyper-parameters on top. ``given``: the dense net comes from a file of --weights-dir. ``parent``: each run starts
-    from that cell's run with the same seed, which has to be there before it.
+    from that cell's run with the same seed, which has to be there before it. ``tier``: the cells of a lower one are all
+    run first.
     """
 
     method: str
@@ -56,6 +59,7 @@ class Cell:
     settings: dict[str, float | bool | str] = field(default_factory=dict)
     given: bool = False
     parent: Cell | None = None
+    tier: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,13 +110,20 @@ def zero_board(baseline: str, images: int | None = None) -> list[Cell]:
     return cells
 
 
+def at_macs(
+    percent: int, baseline: str, budget: str, seeds: tuple[int, ...] = (0, 1, 2), given: bool = False
+) -> list[Cell]:
+    """Every structured method, and its controls, with ``percent`` of the MACs removed."""
+    cells = [Cell(method, baseline, budget, seeds, f"macs{percent}", given=given) for method in STRUCTURED.split()]
+    settings = {"macs_reduction": percent / 100}
+    for method, more in (("random_filter", {}), ("l1_filter", {}), ("hrank", {"layerwise": False})):
+        cells.append(Cell(method, baseline, budget, seeds, NO_RECIPE, {**settings, **more}, given=given))
+    return cells
+
+
 def half(baseline: str, seeds: tuple[int, ...], given: bool = False) -> list[Cell]:
     """Every structured method, and its controls, at half of the MACs, short."""
-    cells = [Cell(method, baseline, "short", seeds, "macs50", given=given) for method in STRUCTURED.split()]
-    settings = {"macs_reduction": 0.5}
-    for method, more in (("random_filter", {}), ("l1_filter", {}), ("hrank", {"layerwise": False})):
-        cells.append(Cell(method, baseline, "short", seeds, NO_RECIPE, {**settings, **more}, given=given))
-    return cells
+    return at_macs(50, baseline, "short", seeds, given)
 
 
 def widths_of(cells: Iterable[Cell]) -> list[Cell]:
@@ -143,13 +154,39 @@ DISTILLATION = "student fitnets at at/gradient at/kd"
 REPDISTILLER = "student kd fitnets/repdistiller at"
 COMPACT = "ghostnet ghostnet/s4 ghostnet/inherit mobilenet_v1 mobilenet_v1/w025"
 LOW_RANK = "svd svd/outer svd/oneshot svd/macs30 svd/macs70"
+DIALLED = ("vgg16_mnist5k", "resnet56_cifar10", "vgg16_cifar10", "resnet56_cifar100", "resnet50_imagenette")
+OTHERS = (
+    *("lenet300_mnist5k", "lenet5_mnist5k", "vgg16fc_mnist5k", "bnn_convnet_mnist5k", "vggsmall_mnist5k"),
+    *("vgg16fc_cifar10", "bnn_convnet_cifar10", "vggsmall_cifar10"),
+)
+TIERS = {"short": 1, "paper": 3}  # of the operating points; one more: the other recipes
+EXCLUDED = {  # baselines without a run
+    "resnet50_imagenet": "ImageNet is not free to fetch, and one training takes a day of several GPUs",
+    "tiny_plain_synthetic": "of the contract checks, at budget smoke",
+    "tiny_resnet_synthetic": "of the contract checks, at budget smoke",
+}
+DIALS = {  # sizes that no recipe names, of methods that are told their size by something else than MACs
+    "deep_compression": [{"conv_bits": bits, "fc_bits": bits} for bits in (2, 3, 4, 6, 8)],
+    "han_pruning": [{"quality": quality} for quality in (0.5, 0.75, 1.0, 1.25, 1.5)],
+    "combination_pruning": [{"sparsity": share} for share in (0.5, 0.6, 0.7, 0.8, 0.9)],
+    "ghostnet": [{"ratio": ratio} for ratio in (2, 3, 4, 5)],
+    "mobilenet_v1": [{"width": width} for width in (1.0, 0.75, 0.5, 0.25)],
+}
 MNIST = "dense hrank l1_filter random_filter/hrank random_filter/l1_A kd hrank/oneshot"
 RESNET56 = "dense hrank/oneshot l1_filter random_filter/hrank random_filter/l1_B"
 VGG16 = "dense hrank/oneshot l1_filter random_filter/hrank random_filter/l1_A"
 
 
 def matrix() -> list[Cell]:
-    """Every cell behind the tables, the most valuable first."""
+    """Every cell behind the tables: what a table needs, the most valuable first; then all that the methods can do."""
+    found: dict[tuple, Cell] = {}
+    for cell in (*needed(), *operating_points(), *every_recipe()):
+        found.setdefault(run_of(cell), cell)
+    return list(found.values())
+
+
+def needed() -> list[Cell]:
+    """The cells that answer a question on their own."""
     return [
         *board("vgg16_mnist5k", "short", MNIST),
         *zero_board("resnet56_cifar10"),
@@ -180,13 +217,65 @@ def matrix() -> list[Cell]:
     ]
 
 
+def operating_points() -> list[Cell]:
+    """What methods with a dial give at up to five of its values, and their controls; half of the MACs first."""
+    cells = []
+    for baseline, budget in places(DIALLED):
+        seeds, given = seeds_of(baseline, budget), is_given(baseline, budget)
+        here = [cell for percent in (50, 30, 70) for cell in at_macs(percent, baseline, budget, seeds, given)]
+        dials = DIALS.items() if baseline in DIALLED[:3] else ()
+        here += [Cell(m, baseline, budget, seeds, settings=v, given=given) for m, values in dials for v in values]
+        cells += [replace(cell, tier=TIERS[budget]) for cell in here]
+    return cells
+
+
+def every_recipe() -> list[Cell]:
+    """Every recipe of every method, short and paper, but for those of the baselines in EXCLUDED."""
+    from repro.registry import entries
+
+    cells = []
+    for baseline, budget in places((*DIALLED, *OTHERS)):
+        seeds, given, tier = seeds_of(baseline, budget)[:1], is_given(baseline, budget), TIERS[budget] + 1
+        for method, entry in entries().items():
+            names = [name.partition("/") for name in (entry.cls.recipes if entry.cls else ())]
+            variants = [variant for net, _, variant in names if net == baseline]
+            cells += [Cell(method, baseline, budget, seeds, v, given=given, tier=tier) for v in variants]
+    return cells
+
+
+def places(names: Iterable[str]) -> list[tuple[str, str]]:
+    """(baseline, budget) of the boards of ``names`` with training: all short ones first."""
+    from baselines import base
+
+    names = list(names)
+    return [(name, budget) for budget in TIERS for name in names if budget in base.load(name).budgets]
+
+
+def seeds_of(baseline: str, budget: str) -> tuple[int, ...]:
+    """The seeds that a board of operating points has."""
+    if baseline in ("resnet56_cifar100", "resnet50_imagenette"):
+        return (0,)
+    return (0, 1) if budget == "short" and not baseline.endswith("mnist5k") else (0, 1, 2)
+
+
+def is_given(baseline: str, budget: str) -> bool:
+    """Whether the dense net of a board comes from a file: VGG-16 at budget paper is trained as its papers do."""
+    return baseline in WEIGHTS and (baseline, budget) != ("vgg16_cifar10", "paper")
+
+
+def run_of(cell: Cell) -> tuple:
+    """What a run of ``cell`` is known by, but for its seed and its weights."""
+    before = run_of(cell.parent) if cell.parent else None
+    return cell.method, cell.baseline, cell.budget, json.dumps(hyperparameters(cell), sort_keys=True), before
+
+
 def jobs(cells: Iterable[Cell]) -> list[Job]:
-    """The runs of ``cells``; on one board, seed 0 of every cell comes before seed 1 of any."""
+    """The runs of ``cells`` by their tiers; on one board, seed 0 of every cell comes before seed 1 of any."""
     cells = list(cells)
-    boards = list(dict.fromkeys((c.baseline, c.budget) for c in cells))
+    boards = list(dict.fromkeys((c.tier, c.baseline, c.budget) for c in cells))
     found = []
-    for board in boards:
-        here = [c for c in cells if (c.baseline, c.budget) == board]
+    for board in sorted(boards, key=lambda board: board[0]):
+        here = [c for c in cells if (c.tier, c.baseline, c.budget) == board]
         seeds = sorted({s for c in here for s in c.seeds})
         found += [Job(c, seed) for seed in seeds for c in here if seed in c.seeds]
     return found
@@ -223,13 +312,21 @@ def hyperparameters(cell: Cell) -> dict:
 def read(folder: Path) -> Iterator[Record]:
     """The valid records below ``folder``."""
     from baselines.errors import UserError
-    from repro.record import load
 
     for path in sorted(folder.rglob("*.json")):
         try:
-            yield load(path)
+            about = path.stat()
+            yield _load(path, about.st_ino, about.st_mtime_ns)
         except UserError as error:
             print(error, file=sys.stderr)
+
+
+@functools.cache
+def _load(path: Path, inode: int, modified: int) -> Record:
+    """A record, parsed once as long as its file stays the same."""
+    from repro.record import load
+
+    return load(path)
 
 
 def shipped(cell: Cell) -> bool:
@@ -262,13 +359,20 @@ def find(job: Job, results: Path) -> Record | None:
     return max(found, key=lambda r: str(r.provenance.get("created", "")), default=None)
 
 
-def state(job: Job, results: Path) -> str:
-    """fresh, stale (the code changed since) or missing."""
-    from repro.record import is_stale
+def state(job: Job, results: Path, stale: set[str] | None = None) -> str:
+    """fresh, stale (the code changed since) or missing; ``stale``: the ids of all stale records, where known."""
+    record = find(job, results)
+    if record is None:
+        return "missing"
+    return "stale" if record.id in (stale_among([record]) if stale is None else stale) else "fresh"
+
+
+def stale_among(records: Iterable[Record]) -> set[str]:
+    """The ids of the records that the code has changed since."""
+    from repro.record import stale_ids
     from repro.registry import ROOT as METHODS
 
-    record = find(job, results)
-    return "missing" if record is None else "stale" if is_stale(record, METHODS) else "fresh"
+    return stale_ids(records, METHODS)
 
 
 def device() -> str:
@@ -278,6 +382,17 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
 
 
+def meters(results: Path, baseline: str = "*", budget: str = "*") -> dict[tuple[str, str, str], float]:
+    """The longest run, in seconds, by (method, baseline, budget), of the records made on this kind of device."""
+    found: dict[tuple[str, str, str], float] = {}
+    for folder in sorted((results / "records").glob(f"{baseline}/{budget}")):
+        for record in read(folder):
+            if "seconds" in record.meter and record.provenance.get("device") == device():
+                key = (record.method, record.baseline, record.budget)
+                found[key] = max(found.get(key, 0.0), record.meter["seconds"] + START_UP)
+    return found
+
+
 def estimate(job: Job, results: Path, walls: dict[tuple[str, str, str], float], default: float | None) -> float:
     """Seconds that ``job`` may take, on the safe side.
 
@@ -285,14 +400,10 @@ def estimate(job: Job, results: Path, walls: dict[tuple[str, str, str], float], 
     this kind of device; those of the same method where there are some. Nothing to go by: ``default``, else MINUTES.
     """
     cell = job.cell
-    timed = [(m, s) for (m, baseline, budget), s in walls.items() if (baseline, budget) == (cell.baseline, cell.budget)]
-    if not timed:
-        folder = results / "records" / cell.baseline / cell.budget
-        here = [r for r in read(folder) if "seconds" in r.meter and r.provenance.get("device") == device()]
-        timed = [(r.method, r.meter["seconds"] + START_UP) for r in here]
-    same = [s for method, s in timed if method == cell.method]
-    if timed:
-        return MARGIN * max(same or [s for _, s in timed])
+    for source in (lambda: walls, lambda: meters(results, cell.baseline, cell.budget)):
+        timed = {key[0]: seconds for key, seconds in source().items() if key[1:] == (cell.baseline, cell.budget)}
+        if timed:
+            return MARGIN * timed.get(cell.method, max(timed.values()))
     return MINUTES[cell.budget] * 60.0 if default is None else default
 
 
@@ -434,11 +545,17 @@ def tail(output: str, lines: int = 15) -> str:
 
 
 def show(todo: Iterable[Job], plan: Plan) -> None:
-    """One line a job: its state and how long it may take."""
+    """One line a job: its state and how long it may take; then, for every board, what is to be done."""
+    walls, stale, left = meters(plan.results), stale_among(read(plan.results / "records")), {}
     for job in todo:
-        now = state(job, plan.results)
-        minutes = "" if now == "fresh" else f"  about {estimate(job, plan.results, {}, plan.default) / 60:.1f} min"
-        print(f"{now:8}  {job}{minutes}")
+        now, minutes = state(job, plan.results, stale), 0.0
+        if now != "fresh":
+            minutes = estimate(job, plan.results, walls, plan.default) / 60
+        print(f"{now:8}  {job}" + (f"  about {minutes:.1f} min" if minutes else ""))
+        left.setdefault(f"{job.cell.baseline} {job.cell.budget}", []).append(minutes)
+    left["in all"] = [minutes for board in left.values() for minutes in board]
+    for name, board in left.items():
+        print(f"{name}: {sum(map(bool, board))} of {len(board)} runs to do, about {sum(board) / 60:.1f} h")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

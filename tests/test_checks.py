@@ -109,7 +109,7 @@ METADATA = {
     "no source": (reports(source=""), "no source"),
     "unknown baseline": (reports(baseline="vgg_cifar10"), "'vgg_cifar10'"),
     "starts from an unknown method": (reports(start="l2:vgg16_cifar10"), "starts from 'l2:vgg16_cifar10'"),
-    "starts from another net": (reports(start="l1_filter:resnet56_cifar10/A"), "recipe for vgg16_cifar10"),
+    "starts from another net": (reports(start="sound:resnet56_cifar10/A"), "recipe for vgg16_cifar10"),
     "unknown recipe": (reports(recipe="vgg16_cifar10/third"), "'vgg16_cifar10/third'"),
     "recipe of another baseline": (
         reports(recipe="vgg16_cifar10/half", baseline="resnet56_cifar10"),

@@ -18,6 +18,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from baselines import base
 from baselines.errors import UserError
 from methods.base import Paper
 from repro import registry
@@ -106,14 +107,51 @@ def test_every_run_of_the_matrix_can_be_configured():
     from repro import config
 
     config.register()
-    for cell in reproduce.matrix():
-        reproduce.hyperparameters(cell)
+    kinds = {(c.method, c.baseline, c.recipe == "none", *c.settings): c for c in reproduce.matrix()}
+    for cell in kinds.values():
         config.check(reproduce.command(Job(cell, cell.seeds[-1]), Path("results"), None)[4:])
 
 
 def test_no_run_of_the_matrix_is_there_twice():
-    names = [str(job) for job in reproduce.jobs(reproduce.matrix())]
-    assert len(names) == len(set(names))
+    names = [(reproduce.run_of(cell), seed) for cell in reproduce.matrix() for seed in cell.seeds]
+    assert len(names) == len(set(names)) > 1500
+
+
+def test_every_method_and_every_recipe_is_in_the_matrix_or_excluded_with_a_reason():
+    there = {reproduce.run_of(cell) for cell in reproduce.matrix()}
+    classes = {name: entry.cls for name, entry in registry.entries().items()}
+    assert set(classes) == {method for method, *_ in there}
+    assert {*reproduce.DIALLED, *reproduce.OTHERS, *reproduce.EXCLUDED} == set(base.names())
+    assert not {net for _, net, *_ in there} & reproduce.EXCLUDED.keys() and all(reproduce.EXCLUDED.values())
+    for method, cls in classes.items():
+        for name in cls.recipes:
+            net, _, variant = name.partition("/")
+            budgets = {"short", "paper"} & set(base.load(net).budgets)
+            wanted = {reproduce.run_of(Cell(method, net, budget, recipe=variant)) for budget in budgets}
+            assert net in reproduce.EXCLUDED or wanted <= there, (method, name)
+
+
+def test_structured_methods_have_their_operating_points_wherever_they_can_be_compared():
+    cells = reproduce.matrix()
+    for net, budgets in (("vgg16_mnist5k", ["short"]), ("resnet56_cifar10", ["short", "paper"])):
+        for budget in budgets:
+            here = [c for c in cells if (c.baseline, c.budget) == (net, budget)]
+            for percent in (30, 50, 70):
+                methods = {
+                    c.method for c in here if reproduce.hyperparameters(c).get("macs_reduction") == percent / 100
+                }
+                assert methods >= {*reproduce.STRUCTURED.split(), "random_filter", "l1_filter", "hrank"}
+
+
+def test_operating_points_come_behind_what_the_tables_need_and_half_of_the_macs_first():
+    cells = reproduce.matrix()
+    todo = reproduce.jobs(cells)
+    needed = [job for job in reproduce.jobs(reproduce.needed()) if job.cell in cells]
+    assert todo[: len(needed)] == needed and {job.cell.tier for job in todo[len(needed) :]} == {1, 2, 3, 4}
+    assert [job.cell.tier for job in todo] == sorted(job.cell.tier for job in todo)
+    for net in ("vgg16_mnist5k", "vgg16_cifar10"):
+        here = [j.cell.recipe for j in todo if (j.cell.method, j.cell.baseline, j.cell.budget) == ("gal", net, "short")]
+        assert [name for name in dict.fromkeys(here) if "macs" in name] == ["macs50", "macs30", "macs70"]
 
 
 def test_a_recipe_of_the_matrix_that_no_method_has_is_an_error():
@@ -371,14 +409,43 @@ def test_the_exit_status_says_whether_a_run_failed(tmp_path, monkeypatch, capsys
 def test_the_matrix_can_be_listed(capsys):
     assert reproduce.main(["--list", "--only", "l1_filter", "vgg16_mnist5k", "--results", "/nowhere"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    named = ("l1_filter vgg16_mnist5k", "l1_filter macs_reduction=0.5 vgg16_mnist5k")
-    expected = [f"missing   {name} short seed {seed}  about 15.0 min" for seed in range(3) for name in named]
-    assert lines == expected
+    tables = ("l1_filter vgg16_mnist5k", "l1_filter macs_reduction=0.5 vgg16_mnist5k")
+    points = [f"l1_filter macs_reduction={share} vgg16_mnist5k" for share in (0.3, 0.7)]
+    expected = [
+        f"missing   {name} short seed {seed}  about 15.0 min"
+        for named in (tables, points)
+        for seed in range(3)
+        for name in named
+    ]
+    totals = [f"{board}: 12 of 12 runs to do, about 3.0 h" for board in ("vgg16_mnist5k short", "in all")]
+    assert lines == expected + totals
+
+
+def test_the_totals_of_a_list_are_those_of_each_board(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "device", lambda: "here")
+    record(0.5, provenance={"device": "here"}, meter={"seconds": 5730.0}).save(tmp_path)
+    record(0.4, provenance={"code_hash": "old"}).save(tmp_path)
+    other = Cell("dense", "vgg16_mnist5k", "short", (0, 1))
+    reproduce.show(reproduce.jobs([cell(0.5), cell(0.4), cell(0.3), other]), Plan(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["fresh", "stale", "missing", "missing", "missing"]
+    assert lines[5:] == [
+        "tiny_plain_synthetic smoke: 2 of 3 runs to do, about 4.0 h",
+        "vgg16_mnist5k short: 2 of 2 runs to do, about 0.5 h",
+        "in all: 4 of 5 runs to do, about 4.5 h",
+    ]
+
+
+def test_a_record_that_was_written_again_is_read_again(tmp_path):
+    path = record(0.5).save(tmp_path)
+    assert [r.meter["seconds"] for r in reproduce.read(tmp_path)] == [100.0]
+    assert record(0.5, meter={"seconds": 7.0}).save(tmp_path) == path
+    assert [r.meter["seconds"] for r in reproduce.read(tmp_path)] == [7.0]
 
 
 def test_real_runs_are_found_again(tmp_path, monkeypatch):
     """The one test through the runner itself: hyper-parameters on the command line, and given weights."""
-    from baselines import base, weights
+    from baselines import weights
 
     monkeypatch.setitem(reproduce.WEIGHTS, "tiny_plain_synthetic", "tiny weights.safetensors")
     net = base.load("tiny_plain_synthetic").net(4)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from oracle import mutant
 from test_records import a_record, measured
 
@@ -16,7 +17,9 @@ from methods.controls.dense import Dense
 from methods.controls.scratch import Scratch
 from methods.filter_pruning.hrank import HRank
 from methods.filter_pruning.l1_filter import L1Filter
-from repro import leaderboard, registry, structures, surveys
+from methods.weight_sharing.deep_compression import DeepCompression
+from repro import layer_tables, leaderboard, registry, structures, surveys
+from repro.measure import layers
 from repro.record import code_version, plain
 from repro.survey_tables import NETS, SURVEYS, VERIFIED, Column, Survey, _columns
 from repro.verdict import settings
@@ -98,6 +101,9 @@ PRINTED = {  # read again from the papers' tables: rows, and some rows as printe
     "low_bit_cifar10": (21, "TWN|VGG-7|2/32|-|92.56", "BinaryConnect, stochastic|BNN ConvNet|1/32|-|91.73"),
     "low_bit_imagenet_alexnet": (6, "XNOR-Net|1/1|44.2|69.2", "BNN (run by XNOR-Net's authors)|1/1|27.9|50.42"),
     "low_bit_imagenet_resnet18": (37, "TWN|2/32|65.4|86.76|61.8|84.2", "BNAS-H (searched)|1/1|-|-|63.51|83.91"),
+    "deep_compression_lenet300": (4, "ip1|235K|8|6|4.4|5|3.7|3.1|2.32",
+                                  "total|266K|8 (12x)|6|5.1|5|3.7|3.1 (32x)|2.49 (40x)"),
+    "deep_compression_lenet5": (5, "conv1|0.5K|66|8|7.2|5|1.5|78.5|67.45", "ip2|5K|19|5|5.2|5|3.7|6.9|6.13"),
     "compact_imagenet": (60, "GhostNet 1.0x|73.9|91.4|5.2M|141M", "MobileNetV1 1.0 @160|67.2|-|4.2M|290M"),
 }  # fmt: skip
 
@@ -285,7 +291,8 @@ def test_no_cell_is_empty_and_none_says_zero(nothing_run):
 
 
 def test_printed_sizes_stand_against_the_structure(nothing_run):
-    found = {(t.survey.slug, row[0]): row[t.header.index("structure")] for t in nothing_run for row in t.lines}
+    nets = [table for table in nothing_run if not table.survey.layers]
+    found = {(t.survey.slug, row[0]): row[t.header.index("structure")] for t in nets for row in t.lines}
     assert found["resnet56_cifar10_hrank", "HRank-2"] == "recount: params exact, MACs exact"
     assert found[HRANK, "HRank-2"] == "recount: params differ by +82.1 %, MACs differ by +7.4 %"
     assert found["resnet50_imagenet_others", "ThiNet-50"] == "recount: params exact, MACs exact"
@@ -367,6 +374,103 @@ def test_the_known_contradictions_of_the_papers_have_footnotes(nothing_run):
         assert f"({label}, not fine-tuned;" in of(slug, label, "method")
     assert "71.89" in of("resnet50_imagenet_hrank", "GDP-0.6", "method")
     assert not any(table.notes for table in nothing_run if table.survey.slug == "resnet56_cifar10_abcpruner")
+
+
+# ------------------------------------------------------------------------------------------------- layer by layer
+
+DEEP = "lenet300_mnist5k"
+LEFT = {
+    "ip1": (235_500, 300, 18_816),
+    "ip2": (30_100, 100, 2_700),
+    "ip3": (1_010, 10, 260),
+}  # with biases; outputs; left
+
+
+def stored(variant, seed=0, bits=0, **changes):
+    """A run of Deep Compression on LeNet-300-100 whose file has ``bits`` and a header of 5,000 bytes."""
+    layers = [
+        {"name": name, "dense": [out, 1], "compressed": [out, 1], "params": [every] * 2, "bit_ops": [1, 1]}
+        | {"nonzero": [every, left + out], "macs": [every - out] * 2}
+        for name, (every, out, left) in LEFT.items()
+    ]
+    nets = {"dense": measured(98.0, bytes=1_066_440), "compressed": measured(97.0, bits=bits, bytes=bits // 8 + 5_000)}
+    made = a_record().provenance | code_version("deep_compression", registry.ROOT)
+    fields = {"method": "deep_compression", "baseline": DEEP, "layers": layers, "seed": seed, "provenance": made}
+    values = {"details": {"values": {"ip1": 40, "ip2": 41, "ip3": 39}}, "options": {"data": "mnist5k"}}
+    chosen = {"hyperparameters": plain(settings(DeepCompression, DEEP + variant))}
+    return a_record(**fields | values | chosen | nets | changes)
+
+
+def stages(**changes):
+    """The three stages of one seed: 22,000 entries of 32 + 5 bits, then of 6 + 5, then what Huffman coding leaves."""
+    biases, values = 32 * 410, 32 * 120
+    sizes = {"/P": 22_000 * 37 + biases + 8, "/PQ": 22_000 * 11 + biases + values, "": 180_000 + biases + values}
+    return [stored(variant, bits=bits, **changes) for variant, bits in sizes.items()]
+
+
+def layered(records, label, classes=None):
+    """(a line of the table of LeNet-300-100 by its titles, the footnotes)."""
+    known = {"deep_compression": DeepCompression} if classes is None else classes
+    boards = leaderboard.build(records, known, {}, registry.ROOT)
+    (table,) = surveys.build(records, boards, known, {DEEP: base.load(DEEP)}, [BY_SLUG["deep_compression_lenet300"]])
+    (found,) = [line for line in table.lines if line[0] == label]
+    return dict(zip(table.header, found, strict=True)), table.footnotes
+
+
+def test_layers_stand_beside_the_printed_ones():
+    found, _ = layered(stages(), "ip2")
+    assert (found["weights left (P) (%) ↓"], found["weights left (P), ours"]) == ("9", "9.0")
+    assert (found["weight bits (P+Q), ours"], found["index bits (P+Q), ours"]) == ("6", "5")
+    assert found["size (P+Q), ours"] == f"at least {100 * (2_700 * 11 + 41 * 32) / (32 * 30_000):.2f}"
+    assert found["size (P+Q+H), ours"] == "not in the records"
+    found, _ = layered(stages(), "total")
+    assert found["weights, ours"] == "266,200" and found["weights left (P), ours"].startswith("8.2 (12.2x)")
+    assert found["size (P+Q), ours"] == f"3.50 ({8 * 1_066_440 / (22_000 * 11 + 32 * 530 + 40_000):.1f}x; short, n=1)"
+
+
+def test_the_difference_of_the_sizes_is_taken_apart_and_the_parts_add_up():
+    _, (fillers, *told) = layered(stages(), "total")
+    assert f"{100 * 224 / 21_776:.1f} for 100 weights" in fillers
+    for text, ours, bits in zip(told, (22_000 * 11, 180_000), ("11.00", "8.17"), strict=True):
+        points = [float(number) for number in re.findall(r"([+-]\d+\.\d\d) (?:points|are|the)", text)]
+        assert len(points) == 4 and points[0] == pytest.approx(sum(points[1:]), abs=0.021)
+        assert f"({ours / 21_776:.2f} with filler zeros" in text and f"{bits} by the printed rows" in text
+    assert "3.10 % (32.3x)" in told[0] and "2.49 % (40.2x)" in told[1]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        stages()[:2],
+        [*stages()[:2], stages(seed=1)[2]],
+        stages(options={"data": "mnist5k", "holdout": True}),
+        stages(parent="0" * 12),
+        stages(provenance=a_record().provenance),
+    ],
+    ids=["none", "a stage less", "other seeds", "held out", "after another", "stale"],
+)
+def test_layers_need_all_stages_of_a_seed(records):
+    found, told = layered(records, "ip1")
+    assert {cell for title, cell in found.items() if title.endswith(", ours")} == {"not run yet"} and told == []
+    assert set(layered(stages(), "ip1", {})[0].values()) >= {"not run yet"}
+
+
+def test_the_layers_of_the_nets_have_a_bias_for_every_output():
+    for survey in (survey for survey in SURVEYS if survey.layers):
+        record = stored("", layers=measure_layers(survey.layers))
+        net = base.load(survey.layers).net(10)
+        assert layer_tables.total(record) == sum(p.numel() for n, p in net.named_parameters() if n.endswith("weight"))
+        assert layer_tables.biases(record) == sum(p.numel() for n, p in net.named_parameters() if n.endswith("bias"))
+        kinds = {layer["name"]: layer_tables.bits_of(record, layer)[0] for layer in record.layers}
+        assert kinds == {layer["name"]: 8 if "conv" in layer["name"] else 6 for layer in record.layers}
+        assert [*kinds, "total"] == [row.label for row in survey.rows]
+
+
+def measure_layers(name):
+    """The layers of an untrained net, as a record has them."""
+    net = base.load(name).net(10).eval()
+    return layers(net, net, torch.zeros(1, 1, 28, 28))
 
 
 # ------------------------------------------------------------------------------------------------------ the files
