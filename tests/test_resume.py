@@ -31,7 +31,7 @@ METHODS = {  # each trains over several epochs, all but GAL in more than two cal
     "deep_compression": DeepCompression(epochs=2, centroid_epochs=2, iterations=2),
     "thinet": ThiNet(images=100, epochs=1, last_epochs=2),
     "fitnets": FitNets(hint_epochs=2, epochs=2),
-    "abcpruner": ABCPruner(sources=1, cycles=1, search_epochs=1, epochs=2, calibration=100),
+    "abcpruner": ABCPruner(sources=2, cycles=1, search_epochs=1, epochs=2, calibration=100),
 }
 KILLS = 4  # of each: 20 in all
 
@@ -113,13 +113,13 @@ def test_a_killed_run_ends_at_the_same_record(name, start, dense, tmp_path):
     draw, places, again = random.Random(f"kill {name}"), [], []
     for i in range(KILLS):
         cfg, diary = fresh(tmp_path / str(i))
-        moment = draw.randrange(1, events)
+        moment = draw.randrange(events * i // KILLS + 1, events * (i + 1) // KILLS)  # one in each quarter
         assert start(cfg, moment, diary) == -signal.SIGKILL
         places.append(diary.read_text())
         assert start(cfg, 0, diary) == 0
         again.append(int(diary.read_text()))
         assert not list(differences(want, only_record(tmp_path / str(i)))), f"killed at {moment} of {events}"
-    assert "training" in places and min(again) < events, "what was finished is not done again"
+    assert min(again) < events, f"what was finished is done again (killed: {places})"
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "empty"])
