@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from baselines.errors import UserError
+from baselines.faults import whole_file
 
 IMAGENETTE = {  # WordNet id -> index among the 1000 ImageNet classes
     "n01440764": 0,
@@ -343,9 +344,8 @@ def fetch(name: str, root: Path) -> Path:
     arrays = {}
     for part, data in parts.items():
         arrays[f"x_{part}"], arrays[f"y_{part}"] = data.data, np.array(data.targets, dtype=np.uint8)
-    temporary = root / f"{name}.{os.getpid()}.tmp.npz"
-    np.savez(temporary, **arrays)
-    os.replace(temporary, root / f"{name}.npz")
+    with whole_file(root / f"{name}.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
     return root / f"{name}.npz"
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import io
+import itertools
 import math
 import os
 import pickle
@@ -30,6 +32,7 @@ from baselines.base import Baseline, Recipe
 from baselines.cost import Cost, cost
 from baselines.data import ArraySplit, Augment, Data, Split
 from baselines.errors import Diverged, UserError
+from baselines.faults import AGAIN, asked_to_stop, out_of_memory, steps, whole_file
 from baselines.progress import Progress
 
 VERSION = 1
@@ -315,7 +318,7 @@ class Fit:
         self.data = data.to(task.engine.device) if data is not None else task.train_set
         self.loss = loss or self._cross_entropy
         self.after_backward, self.after_step, self.after_epoch = after_backward, after_step, after_epoch
-        self.update = step or self._update
+        self.step, self.update = step, self._own_update if step else self._update
         params = [p for module in (model, *self.also) for p in module.parameters() if p.requires_grad]
         self.optimizer = optimizer(params) if optimizer else self._sgd(params)
         for group in self.optimizer.param_groups:
@@ -323,6 +326,8 @@ class Fit:
         self.generator = torch.Generator().manual_seed(seed_of(task.seed, f"train {task.meter.train_calls}"))
         self.state = [*state]
         self.share = parallel.Share(min(recipe.batch_size, len(self.data)))
+        self.epoch_began = (0, self.generator.get_state())
+        self.parts = 1
         self.losses: list[tuple[int, torch.Tensor, float]] = []
         self.journal = Journal(task, self) if task._journal else None
 
@@ -338,15 +343,59 @@ class Fit:
     def _update(
         self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, optimizer: torch.optim.Optimizer
     ) -> torch.Tensor:
-        with self.task.engine.autocast():
-            value = self.loss(model, x, y)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        value = None
+        while value is None:
+            value = self._gradients(model, x, y, optimizer)
         if self.after_backward:
             self.share.average(optimizer)
             self.after_backward(self.done)
         optimizer.step()
         return value
+
+    def _gradients(
+        self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, optimizer: torch.optim.Optimizer
+    ) -> torch.Tensor | None:
+        """Fill the gradients of the batch, part by part; its loss, or None where the memory asks for smaller parts.
+
+        Gradients of parts add up to those of the batch, but batch norm sees each part alone.
+        Several processes cut nothing: more of them take smaller parts each.
+        """
+        total, parts = 0.0, [(x, y)]
+        if self.parts > 1:
+            parts = [*zip(x.chunk(self.parts), y.chunk(self.parts), strict=True)]
+        try:
+            for i, (images, labels) in enumerate(parts):
+                with self.task.engine.autocast():
+                    value = self.loss(model, images, labels)
+                if i == 0:
+                    optimizer.zero_grad(set_to_none=True)
+                if self.parts == 1:
+                    value.backward()
+                    return value
+                value = value * (len(labels) / len(y))
+                value.backward()
+                total = total + value.detach()
+            return total
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or len(y) // (2 * self.parts) < 2 or parallel.world() > 1:
+                raise
+        self.parts *= 2  # outside of the handler, which keeps the activations alive
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        print(f"Too little memory for {len(y)} images at once: each step takes them in {self.parts} parts.", flush=True)
+        return None
+
+    def _own_update(self, *given: Any) -> torch.Tensor:
+        """A method's ``step``, which cannot be cut into parts."""
+        try:
+            return self.step(*given)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(
+                f"There is not enough memory for a step of {self.recipe.batch_size} images, and this method's steps "
+                f"cannot be cut into parts: use a device with more memory, such as device.name=cpu. {AGAIN}"
+            ) from error
 
     def run(self) -> None:
         """Train to the last step, or continue where the journal ends; then fill the meter."""
@@ -356,16 +405,24 @@ class Fit:
         task.trained = self.model
         self.done, self.began = 0, time.perf_counter()
         if self.journal and self.journal.restore():
+            self._tell_parts()
             return
         try:
-            with self._together():
+            with steps(), self._together():
                 self._loop()
         finally:
             self._account()
+            self._tell_parts()
         if not finite(self.model):
             raise self._diverged("its weights are not finite numbers")
         if self.journal and parallel.rank() == 0:
             self.journal.finish()
+        if ask := asked_to_stop():  # in the last step
+            raise ask
+
+    def _tell_parts(self) -> None:
+        if self.parts > 1:
+            self.task.report(batch_split={"images": self.recipe.batch_size, "parts": self.parts})
 
     def _account(self) -> None:
         """Fill the meter and the curve with what was done."""
@@ -415,7 +472,7 @@ class Fit:
         for module in modules:
             module.train()
         while self.done < self.steps:
-            for x, y in self.data.epoch(task._augment, self.recipe.batch_size, self.generator, self.share.part):
+            for x, y in self._epoch():
                 self._set_rate()
                 value = self.update(
                     self.model, self._resize(task._normalise(x)), y.to(task.engine.device), self.optimizer
@@ -429,11 +486,27 @@ class Fit:
                     task._progress.step(task, value, len(y) * parallel.world())
                 if self.done == self.steps:
                     break
+                self._stop_if_asked()
             if self.after_epoch:
                 parallel.equalise(modules)  # it may measure them
                 self.after_epoch((self.done - 1) // self.per_epoch)
+            self.epoch_began = (self.done, self.generator.get_state())
             if self.journal and first and self.done < self.steps:
                 self.journal.partial()
+
+    def _epoch(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of an epoch that are left: all, unless the training was stopped in the middle of it."""
+        began, state = self.epoch_began
+        self.generator.set_state(state)
+        batches = self.data.epoch(self.task._augment, self.recipe.batch_size, self.generator, self.share.part)
+        return itertools.islice(batches, self.done - began, None)
+
+    def _stop_if_asked(self) -> None:
+        """Behind a step: put the training on disk and end, where a signal asked for it."""
+        if ask := asked_to_stop():
+            if self.journal and parallel.rank() == 0:
+                self.journal.partial(at_once=True)
+            raise ask
 
     def _set_rate(self) -> None:
         factor = self.recipe.factor(self.done / self.steps)
@@ -468,7 +541,9 @@ class Journal:
             "curve": task.curve,
             "losses": [[i, float(value), lr] for i, value, lr in fit.losses],
             "rng": random_state(),
-            "generator": fit.generator.get_state(),
+            "generator": fit.epoch_began[1],
+            "epoch_began": fit.epoch_began[0],
+            "parts": fit.parts,
             "optimizer": fit.optimizer.state_dict(),
             "done": fit.done,
             "steps": fit.steps,
@@ -476,16 +551,16 @@ class Journal:
 
     def _write(self, path: Path, value: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            torch.save(value, file)
+        packed = io.BytesIO()  # torch hides from its caller that a file could not be written
+        torch.save(value, packed)
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
+            file.write(packed.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
 
-    def partial(self) -> None:
-        """Keep the state behind an epoch, at most once a minute."""
-        if time.perf_counter() - self.saved_at > self.SECONDS:
+    def partial(self, at_once: bool = False) -> None:
+        """Keep the state behind a step, at most once a minute unless ``at_once``."""
+        if at_once or time.perf_counter() - self.saved_at > self.SECONDS:
             spent = self.task.meter.seconds + time.perf_counter() - self.fit.began
             self._write(self.part, self._pack() | {"meter": {**self.task.meter.__dict__, "seconds": spent}})
             self.saved_at = time.perf_counter()
@@ -519,7 +594,8 @@ class Journal:
         fit.generator.set_state(kept["generator"])
         fit.optimizer.load_state_dict(kept["optimizer"])
         fit.losses = [(i, torch.tensor(value), lr) for i, value, lr in kept["losses"]]
-        fit.done = kept["done"]
+        fit.done, fit.parts = kept["done"], kept.get("parts", 1)
+        fit.epoch_began = (kept.get("epoch_began", fit.done), kept["generator"])
         return path == self.whole
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from baselines.errors import UserError
+from baselines.faults import whole_file
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -28,13 +29,12 @@ def digest(state: dict[str, torch.Tensor]) -> str:
 
 def save(model: nn.Module, path: Path, facts: dict[str, Any] | None = None) -> Path:
     """Write the state dict of ``model`` with its checksum and ``facts`` (JSON) under a temporary name, then rename."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(state, temporary, metadata={"sha256": digest(state), "facts": json.dumps(facts or {})})
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(save(state, {"sha256": digest(state), "facts": json.dumps(facts or {})}))
     return path
 
 

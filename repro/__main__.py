@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from baselines.errors import UserError
+from baselines.faults import AGAIN, Stopped, sentence, signals_handled
 
 if TYPE_CHECKING:
+    from hydra.conf import HydraConf
     from omegaconf import DictConfig
 
     from repro.config import RunConfig
@@ -46,19 +48,74 @@ class Job:
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
+        away = os.getpid() != self.process
         try:
-            self.work(OmegaConf.to_object(cfg))
-        except UserError as error:
+            if away and "joblib" in HydraConfig.get().launcher._target_:
+                apart(self.work, HydraConfig.get())
+                return
+            config = OmegaConf.to_object(cfg)
+            if away and config.device.threads is None:
+                config.device.threads = threads(HydraConfig.get().launcher)
+            self.work(config)
+        except (UserError, OSError, RuntimeError, MemoryError) as fault:
+            error = fault if isinstance(fault, UserError) else sentence(fault)
+            if error is None:
+                raise
             words = " ".join(HydraConfig.get().overrides.task)
             told = UserError(f"{words}: {error}" if self.sweep and words else str(error))
-            if os.getpid() != self.process:
+            if away:
                 raise told from error
             self.failed += 1
             print(told, file=sys.stderr, flush=True)
 
 
+def apart(work: Callable[[RunConfig], None], hydra: HydraConf) -> None:
+    """Do one run of a joblib sweep in a process of its own: joblib ends all its workers when one of them is killed.
+
+    UserError where the process fails, which has told why, or is killed.
+    """
+    import subprocess
+
+    words = list(hydra.overrides.task)
+    if not any(word.startswith("device.threads=") for word in words):
+        words.append(f"device.threads={threads(hydra.launcher)}")
+    process = subprocess.Popen([sys.executable, "-m", "repro", work.__name__.removesuffix("_one"), *words])
+    try:
+        status = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if status < 0:
+        raise UserError(f"The run was killed by signal {-status}. {AGAIN}")
+    if status:
+        raise UserError(f"The run failed with exit status {status}; it has told why.")
+
+
+def threads(launcher: DictConfig) -> int:
+    """Threads for each worker of a sweep, so that together they use the cores once."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers := launcher.get("n_jobs"):  # joblib; -1: one worker a core
+        return max(1, cores // workers) if workers > 0 else 1
+    remote = (launcher.get("ray") or {}).get("remote") or {}
+    return int(launcher.get("cpus_per_task") or remote.get("num_cpus") or 1)
+
+
+def lost(error: Exception) -> UserError | None:
+    """The sentence for a worker that a launcher has lost; None where the error is no launcher's."""
+    if type(error).__module__.split(".")[0] not in ("joblib", "submitit", "ray"):
+        return None
+    return UserError(f"A worker of the sweep was lost ({type(error).__name__}). {AGAIN}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the words ask; the exit status: 0, 1 where a check failed, 2 for bad input, 130 after Ctrl-C."""
+    """Do what the words ask; the exit status: 0, 1 a check failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
+    with signals_handled():
+        return _guarded(argv)
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
+    """``main`` with every expected fault as a sentence."""
     verb, *words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         for word in words:
@@ -75,11 +132,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped: what was finished is kept, and the same command goes on from there.", file=sys.stderr)
+        print(f"Stopped. {AGAIN}", file=sys.stderr)
         return 130
+    except Stopped:
+        print(f"Stopped by SIGTERM. {AGAIN}", file=sys.stderr)
+        return 143
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (OSError, RuntimeError, MemoryError) as error:
+        told = sentence(error)
+        if told is None:
+            raise
+        print(told, file=sys.stderr)
+        return 2
 
 
 def _check_signs(word: str) -> None:
@@ -127,7 +193,7 @@ def compose(words: Sequence[str], work: Callable[[RunConfig], None], without: Se
     try:
         hydra.main(config_path=None, config_name=config.NAME, version_base="1.3")(job)()
     except Exception as error:
-        told = config.translate(error)
+        told = config.translate(error) or lost(error)
         if told is None:
             raise
         raise told from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,7 @@ from baselines.errors import Diverged, UserError
 from baselines.task import Engine, Task
 from repro.config import default_cache
 from repro.latency import check_seconds
+from repro.locks import alone
 from repro.record import plain, replace
 
 if TYPE_CHECKING:
@@ -164,19 +166,26 @@ def given_net(ground: Ground) -> nn.Module | None:
 
 def trained(ground: Ground) -> tuple[nn.Module, dict[str, Any]]:
     """(the dense net trained at this budget and seed, its meter and curve): from the cache, or trained now."""
-    b, seed, budget = ground.baseline, ground.cfg.seed, ground.dense_budget
+    b, seed = ground.baseline, ground.cfg.seed
     if not b.train:
         raise UserError(f"{b.name} is not trained here: it uses published weights, or baseline.weights=FILE.")
     recipe, path = _trained_place(ground)
     tasks.seed_everything(seed)
     model = b.net(ground.data.num_classes)
-    if path.exists():
-        state, facts = weights.read(path)
-        return ground.engine.place(weights.fit(model, state, path, b.name)), facts
-    e = ground.engine
+    turn = alone(ground.cache, path.stem, f"the training of the dense {b.name}, seed {seed}")
+    with turn if parallel.rank() == 0 else contextlib.nullcontext():
+        if parallel.from_first(path.exists()):
+            state, facts = weights.read(path)
+            return ground.engine.place(weights.fit(model, state, path, b.name)), facts
+        return _trained_now(ground, model, recipe, path)
+
+
+def _trained_now(ground: Ground, model: nn.Module, recipe: Recipe, path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Train ``model`` and put it into the cache; see ``trained``."""
+    b, e = ground.baseline, ground.engine
     arithmetic = f"{e.device.type}-{e.precision}-{'last' if e.channels_last else 'first'}"
     journal = ground.cache / "journal" / f"dense-{path.stem.rpartition('-')[2]}-{arithmetic}"
-    dense_ground = dataclasses.replace(ground, budget=budget)
+    dense_ground = dataclasses.replace(ground, budget=ground.dense_budget)
     task = Task(b, ground.data, **options_of(dense_ground), journal=journal, label=f"dense {b.name}")
     try:
         task.train_dense(ground.engine.place(model), recipe)

@@ -23,6 +23,7 @@ from typing import Any
 
 from baselines.base import BUDGETS
 from baselines.errors import UserError
+from baselines.faults import whole_file
 
 SCHEMA_VERSION = 2
 MAX_COUNT = 10**18
@@ -183,9 +184,8 @@ def plain(value: Any) -> Any:
 
 def replace(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name, then move it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(content.encode("utf-8", "replace") if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8", "replace") if isinstance(content, str) else content)
 
 
 # ---------------------------------------------------------------------------------------------------- reading

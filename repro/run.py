@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,19 @@ from baselines.cost import cost
 from baselines.errors import Diverged, UserError
 from baselines.task import Meter, Task
 from repro import registry
-from repro.ground import DenseDiverged, Ground, cache_dir, dense_net, options_of, prepare, results_dir, teacher, trained
+from repro.ground import (
+    Dense,
+    DenseDiverged,
+    Ground,
+    cache_dir,
+    dense_net,
+    options_of,
+    prepare,
+    results_dir,
+    teacher,
+    trained,
+)
+from repro.locks import alone
 from repro.measure import (
     compared,
     compressed_net,
@@ -31,7 +45,19 @@ from repro.measure import (
     test_batches,
 )
 from repro.provenance import provenance
-from repro.record import MAX_COUNT, Measurement, Record, canonical, code_hash, identity, kit_versions, load_all, plain
+from repro.record import (
+    MAX_COUNT,
+    Measurement,
+    Record,
+    canonical,
+    code_hash,
+    identity,
+    is_stale,
+    kit_versions,
+    load,
+    load_all,
+    plain,
+)
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -43,23 +69,61 @@ __all__ = ["cache_dir", "prepare", "results_dir", "run", "train_dense"]
 def run(cfg: RunConfig) -> Record | None:
     """One method on one baseline: compress the dense net (or the net of ``start``), measure it, write its record.
 
-    None on all processes but the first, where torchrun started several: they only train.
+    Where another process makes the same record, wait for it and take it. None on all processes but the first, where
+    torchrun started several: they only train.
     """
     ground = prepare(cfg)
-    found = made(ground)
-    if found is None:
-        return None
-    record, model, journal = found
-    try:
-        if model is not None:
-            keep(ground, model, record.id)
-    finally:  # a net that cannot be kept is an error, but no reason to lose the record
-        record.save(ground.results)
-    shutil.rmtree(journal, ignore_errors=True)
-    return record
+    dense = dense_net(ground)
+    with its_turn(ground, dense) as other:
+        found = (other, None, None) if other else made(ground, dense)
+        if found is None or parallel.rank() > 0:
+            return None
+        record, model, journal = found
+        if other:
+            return other
+        try:
+            if model is not None:
+                keep(ground, model, record.id)
+        finally:  # a net that cannot be kept is an error, but no reason to lose the record
+            record.save(ground.results)
+        shutil.rmtree(journal, ignore_errors=True)
+        return record
 
 
-def made(ground: Ground, resume: bool = True) -> tuple[Record, torch.nn.Module | None, Path] | None:
+@contextlib.contextmanager
+def its_turn(ground: Ground, dense: Dense) -> Iterator[Record | None]:
+    """Alone with the run of ``ground``; its record where another process made it while this one waited, else None."""
+    if parallel.rank() > 0:
+        yield parallel.from_first(None)
+        return
+    facts, run_id = asked(ground), id_of(ground, dense)
+    path = Path(ground.results, "records", *(facts[key] for key in ("baseline", "budget", "method")), f"{run_id}.json")
+    before, what = _content(path), f"{facts['method']} on {ground.baseline.name}, seed {ground.cfg.seed}"
+    with alone(ground.results, run_id, what), alone(ground.cache, f"journal-{run_id}", what):
+        other = load(path) if _content(path) not in (None, before) else None
+        yield parallel.from_first(None if other is None or is_stale(other, registry.ROOT) else other)
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def asked(ground: Ground) -> dict[str, Any]:
+    """What a run is asked for, as its record writes it."""
+    cfg = ground.cfg
+    return {
+        "method": method_name(cfg), "baseline": ground.baseline.name, "budget": ground.budget, "seed": cfg.seed,
+        "parent": cfg.start, "hyperparameters": plain(dataclasses.asdict(cfg.method)),
+        "options": resolved_options(ground),
+    }  # fmt: skip
+
+
+def id_of(ground: Ground, dense: Dense) -> str:
+    """The id of the record that a run will have."""
+    return identity(**asked(ground), weights=dense.sha256 if dense.given else None)
+
+
+def made(ground: Ground, dense: Dense, resume: bool = True) -> tuple[Record, torch.nn.Module | None, Path] | None:
     """(the record of a run, its net or None where it diverged, its journal); the record is not written.
 
     None on all processes but the first.
@@ -67,14 +131,7 @@ def made(ground: Ground, resume: bool = True) -> tuple[Record, torch.nn.Module |
     ``resume``: what a killed run left in the journal is not done again.
     """
     cfg, entry = ground.cfg, registry.entries()[method_name(ground.cfg)]
-    dense = dense_net(ground)
-    before = measured_dense(ground, dense)
-    options = resolved_options(ground)
-    hyperparameters = plain(dataclasses.asdict(cfg.method))
-    run_id = identity(
-        method=entry.name, baseline=ground.baseline.name, budget=ground.budget, seed=cfg.seed, parent=cfg.start,
-        hyperparameters=hyperparameters, options=options, weights=dense.sha256 if dense.given else None,
-    )  # fmt: skip
+    before, run_id = measured_dense(ground, dense), id_of(ground, dense)
     code = code_hash(entry.path)
     model = compressed_net(ground, parent_id(ground)) if cfg.start else copy.deepcopy(dense.model)
     source = provenance(ground, dense.sha256, code, kit_versions(entry.path))
@@ -90,10 +147,9 @@ def made(ground: Ground, resume: bool = True) -> tuple[Record, torch.nn.Module |
         return None
     found = {"compressed": ruins(ground, task)} if model is None else results(ground, dense.model, model, task)
     record = Record(
-        kind="run", method=entry.name, family=entry.family, recipe=recipe_of(cfg), baseline=ground.baseline.name,
-        budget=ground.budget, seed=cfg.seed, hyperparameters=hyperparameters, options=options, dense=before,
+        kind="run", **asked(ground), family=entry.family, recipe=recipe_of(cfg), dense=before,
         after_compression=after_compression(ground, task), starts_from="scratch" if task.from_scratch else "trained",
-        given_weights=dense.given, validation_seen=not cfg.data.holdout, parent=cfg.start,
+        given_weights=dense.given, validation_seen=not cfg.data.holdout,
         **found, details=task.details,
         **story(task.meter, task.curve, diverged=model is None), provenance=source,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from baselines.data import DataOptions
 from baselines.errors import UserError
 from repro import registry
 from repro.config import BaselineOptions, DeviceOptions, ResultsOptions, RunConfig
-from repro.ground import Ground, given_net, prepare
+from repro.ground import Ground, dense_net, given_net, prepare
 from repro.record import Record, is_stale, load_all, pick, plain
 
 POINTS = 1.0  # percentage points
@@ -72,7 +72,7 @@ def again(old: Record, given: dict[str, str]) -> Record:
             return made_dense(dataclasses.replace(ground, cache=Path(cache)))
     if old.given_weights:
         _check_weights(ground, old)
-    return made(ground, resume=False)[0]
+    return made(ground, dense_net(ground), resume=False)[0]
 
 
 def configured(old: Record, given: dict[str, str]) -> RunConfig:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import platform
@@ -486,17 +487,28 @@ class Plan:
 
 
 def work(todo: Iterable[Job], plan: Plan) -> dict[str, int]:
-    """Run the jobs that have no fresh record, one line each; how many were done, fresh, failed, waiting."""
+    """Run the jobs that have no fresh record, one line each; how many were done, fresh, busy, failed, waiting.
+
+    A job that another process (also on another machine with the same folder of results) is at is left to it.
+    """
+    from repro import locks
+
     start, walls = plan.clock(), {}
-    count = dict.fromkeys(("done", "fresh", "failed", "no weights", "no parent", "no time"), 0)
+    count = dict.fromkeys(("done", "fresh", "busy", "failed", "no weights", "no parent", "no time"), 0)
     for job in todo:
         left = None if plan.minutes is None else plan.minutes * 60 - (plan.clock() - start)
-        result, said = attempt(job, plan, left, walls)
+        with locks.attempt(plan.results, lock_of(job)) as mine:
+            result, said = attempt(job, plan, left, walls) if mine else ("busy", "another process is at it")
         count[result] += 1
         print(f"{result:10}  {job}  {said}".rstrip(), flush=True)
         if result in ("done", "failed"):
             plan.after()
     return count
+
+
+def lock_of(job: Job) -> str:
+    """The name of the lock on ``job``."""
+    return f"job-{hashlib.sha256(str(job).encode()).hexdigest()[:12]}"
 
 
 def attempt(job: Job, plan: Plan, left: float | None, walls: dict[tuple[str, str, str], float]) -> tuple[str, str]:
@@ -601,6 +613,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, 1 if a run failed, 2 for a wrong command line."""
     options = parse(arguments)
     from baselines.errors import UserError
+    from baselines.faults import sentence
 
     try:
         todo, plan = prepare(options)
@@ -610,6 +623,11 @@ def main(arguments: list[str] | None = None) -> int:
         count = work(todo, plan)
     except UserError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        if (told := sentence(error)) is None:
+            raise
+        print(told, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

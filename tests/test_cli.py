@@ -14,6 +14,7 @@ from test_config import DEMO, DENSE
 from baselines.errors import UserError
 from repro import __main__ as cli
 from repro import registry, show
+from repro.config import RunConfig
 from repro.record import Measurement, Record
 
 ROOT = Path(__file__).parent.parent
@@ -176,12 +177,13 @@ def test_bad_input_in_another_process_comes_back_as_an_error(methods, monkeypatc
     def work(cfg):
         raise UserError("Wrong.")
 
-    overrides = SimpleNamespace(overrides=SimpleNamespace(task=["seed=1"]))
+    launcher = OmegaConf.create({"_target_": "ray"})
+    overrides = SimpleNamespace(overrides=SimpleNamespace(task=["seed=1"]), launcher=launcher)
     monkeypatch.setattr(HydraConfig, "get", lambda: overrides)
     job = cli.Job(work, sweep=True)
     job.process += 1
     with pytest.raises(UserError, match=r"^seed=1: Wrong\.$"):
-        job(OmegaConf.create({}))
+        job(OmegaConf.structured(RunConfig()))
 
 
 def test_showing_the_configuration_runs_nothing(runs, capsys):
@@ -195,7 +197,7 @@ def test_stopping_a_run(runs, monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "run_one", interrupted)
     assert cli.main(["run"]) == 130
-    assert capsys.readouterr().err.startswith("Stopped: ")
+    assert capsys.readouterr().err.startswith("Stopped. ")
 
 
 def test_help(methods, capsys):

@@ -21,7 +21,7 @@ import pytest
 from baselines import base
 from baselines.errors import UserError
 from methods.base import Paper
-from repro import registry
+from repro import locks, registry
 from repro.record import Measurement, Record, code_version, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -243,6 +243,16 @@ def test_fresh_records_are_skipped(tmp_path, capsys):
     assert (count["fresh"], count["done"]) == (1, 1)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[1].endswith("1.0 min  top1 90.00")
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, capsys):
+    runner = FakeRunner(tmp_path)
+    todo = reproduce.jobs([cell(0.5), cell(0.3)])
+    with locks.attempt(tmp_path, reproduce.lock_of(todo[0])):
+        count = loop(tmp_path, todo, runner)
+    assert runner.ran == [(0.3, 0)] and (count["busy"], count["done"]) == (1, 1)
+    assert loop(tmp_path, todo, runner)["done"] == 1 and runner.ran == [(0.3, 0), (0.5, 0)]
+    assert "busy" in capsys.readouterr().out
 
 
 def test_an_unreadable_record_is_named_and_does_not_stop_the_matrix(tmp_path, capsys):
