@@ -33,9 +33,7 @@ IMAGENETTE = {  # WordNet id -> index among the 1000 ImageNet classes
     "n03888257": 701,
 }
 
-WHOLE = slice(None)
-
-
+WHOLE = slice(None)  # of a batch
 UNPACKED = 1 << 30  # bytes of the arrays in a .npz file, at most
 LONGEST = 100  # an image's long side, in short sides, at most
 

@@ -360,18 +360,13 @@ class Fit:
         Gradients of parts add up to those of the batch, but batch norm sees each part alone.
         Several processes cut nothing: more of them take smaller parts each.
         """
-        total, parts = 0.0, [(x, y)]
-        if self.parts > 1:
-            parts = [*zip(x.chunk(self.parts), y.chunk(self.parts), strict=True)]
+        total = 0.0
         try:
-            for i, (images, labels) in enumerate(parts):
+            for i, (images, labels) in enumerate(zip(x.chunk(self.parts), y.chunk(self.parts), strict=True)):
                 with self.task.engine.autocast():
                     value = self.loss(model, images, labels)
                 if i == 0:
                     optimizer.zero_grad(set_to_none=True)
-                if self.parts == 1:
-                    value.backward()
-                    return value
                 value = value * (len(labels) / len(y))
                 value.backward()
                 total = total + value.detach()
@@ -594,8 +589,8 @@ class Journal:
         fit.generator.set_state(kept["generator"])
         fit.optimizer.load_state_dict(kept["optimizer"])
         fit.losses = [(i, torch.tensor(value), lr) for i, value, lr in kept["losses"]]
-        fit.done, fit.parts = kept["done"], kept.get("parts", 1)
-        fit.epoch_began = (kept.get("epoch_began", fit.done), kept["generator"])
+        fit.done, fit.parts = kept["done"], kept["parts"]
+        fit.epoch_began = (kept["epoch_began"], kept["generator"])
         return path == self.whole
 
 

@@ -315,16 +315,18 @@ def _write_labels(axes: Axes, board: Board, panel: Panel, words: Sequence[tuple[
 def _write(axes: Axes, text: str, spot: Any, taken: Sequence[Bbox], marks: Any) -> Bbox:
     """Write ``text`` beside ``spot``, at the best of some positions; the box that it takes. All in pixels."""
     import numpy as np
+    from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
     pixels = axes.figure.dpi / 72
     label = axes.annotate(
-        text, axes.transData.inverted().transform(spot), (0, 0), textcoords="offset points", fontsize=8, color=INK,
-        zorder=5, annotation_clip=False, parse_math=False, bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.6},
+        text, axes.transData.inverted().transform(spot), (0, 0), textcoords="offset points", va="bottom",
+        fontsize=8, color=INK, zorder=5, annotation_clip=False, parse_math=False,
+        bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.6},
         arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 0, "shrinkB": 4},
     )  # fmt: skip
-    size = axes.figure.canvas.get_renderer().get_text_width_height_descent(text, label.get_fontproperties(), False)
-    half = np.array(size[:2]) / 2
+    # an annotation's own extent holds its arrow too
+    half = Text.get_window_extent(label, axes.figure.canvas.get_renderer()).size / 2
     best = None
     for reach, side in itertools.product(REACHES, SIDES):
         offset = np.array(side) * (pixels * reach + half)

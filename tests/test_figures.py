@@ -118,7 +118,6 @@ def test_a_plane_in_which_no_method_has_a_cost_says_so():
     }
 
 
-@pytest.mark.xfail(reason="the names of a crowded front can overlap: they are placed one after the other", strict=False)
 def test_the_names_on_a_crowded_front_do_not_overlap():
     chance = random.Random(0)
     runs = [dense()]
