@@ -37,6 +37,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ from torch import nn
 
 from baselines.errors import UserError
 from methods.kit.coding import MAX_BITS, Coding, codings
+from repro.record import PARTS
 
 FORMAT_VERSION = 1
 MAGIC = b"\x89NET"
@@ -70,10 +72,21 @@ class Packed:
 
     ``data``: the bytes of the file. ``bits``: tensor name -> bits of its payload with codebook, scales and Huffman
     table, 8 for each byte; 0 for a second name of the same tensor. What is left of the file is the header.
+    ``parts``: name of a tensor that is not stored as its bytes -> {part: bits [without Huffman coding, in the file]},
+    which add up to its payload in a file without Huffman coding and in this one, and "entries", the stored weights with
+    filler zeros. The parts are "values" (numbers, indices, signs or digits), "positions" (a mask or the distances),
+    "codebook" (or scales), "tables" (Huffman word lengths) and "padding" (what fills up bytes).
     """
 
     data: bytes
     bits: dict[str, int]
+    parts: dict[str, dict[str, Any]]
+
+    def stored(self) -> dict[str, Any]:
+        """All bits of the file: its header, all tensors that are stored as their bytes, and ``parts`` of each other."""
+        plain = sum(bits for name, bits in self.bits.items() if name not in self.parts)
+        header = 8 * len(self.data) - sum(self.bits.values())
+        return {"header": header, "plain": plain, "tensors": self.parts}
 
 
 def pack(model: nn.Module) -> Packed:
@@ -129,7 +142,7 @@ def encode(state: Mapping[str, torch.Tensor], declared: Mapping[str, Coding]) ->
     for name, coding in declared.items():
         if storages.setdefault(owners[name], coding) != coding:
             raise UserError(f"'{name}' is '{owners[name]}' under another name, with another coding: declare it once.")
-    rows, payload, bits = [], [], {}
+    rows, payload, bits, parts = [], [], {}, {}
     for name, tensor in state.items():
         if owners[name] != name:
             rows.append([name, owners[name]])
@@ -137,6 +150,8 @@ def encode(state: Mapping[str, torch.Tensor], declared: Mapping[str, Coding]) ->
             continue
         writer = _Writer(name)
         storage = _write(writer, tensor, storages.get(name))
+        if storage is not None:
+            parts[name] = {"entries": writer.entries, **writer.parts}
         if isinstance(storage, Coding):
             c = storage
             storage = [name in storages, c.kind, c.bits, c.sparse, c.huffman, c.per_channel]
@@ -144,7 +159,7 @@ def encode(state: Mapping[str, torch.Tensor], declared: Mapping[str, Coding]) ->
         rows.append([name, dtype, list(tensor.shape), storage, writer.counts])
         payload += writer.chunks
         bits[name] = 8 * sum(map(len, writer.chunks))
-    return Packed(_close(rows, payload), bits)
+    return Packed(_close(rows, payload), bits, parts)
 
 
 # ------------------------------------------------------------------------------------------------ around the tensors
@@ -242,13 +257,22 @@ def _storage(storage: object) -> tuple[Coding | str | None, bool]:
 
 @dataclass
 class _Writer:
-    """Collects the payload and the counts of one tensor."""
+    """Collects the payload and the counts of one tensor, and how many bits each of its parts takes."""
 
     name: str
     chunks: list[bytes] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    parts: dict[str, list[int]] = field(default_factory=lambda: {part: [0, 0] for part in PARTS})
+    entries: int = 0
 
-    def put(self, array: np.ndarray) -> None:
+    def put(self, array: np.ndarray, part: str = "values", bits: int | None = None, uncoded: int | None = None) -> None:
+        """``bits``: those that say something (None: all); ``uncoded``: without Huffman coding (None: as many)."""
+        size = 8 * array.nbytes
+        bits = size if bits is None else bits
+        uncoded = bits if uncoded is None else uncoded
+        for name, before, after in ((part, uncoded, bits), ("padding", -uncoded % 8, size - bits)):
+            self.parts[name][0] += before
+            self.parts[name][1] += after
         self.chunks.append(array.tobytes())
 
     def refuse(self, holds: str, declared: str, advice: str) -> UserError:
@@ -292,9 +316,11 @@ def _write(writer: _Writer, tensor: torch.Tensor, coding: Coding | None) -> Codi
     if storage is None:
         writer.put(values)
     elif storage == MASK:
-        writer.put(np.packbits(values != 0, bitorder="little"))
+        writer.entries = int(np.count_nonzero(values))
+        writer.put(np.packbits(values != 0, bitorder="little"), "positions", len(values))
         writer.put(values[values != 0])
     elif storage.kind in ("binary", "ternary"):
+        writer.entries = len(values)
         write = _write_binary if storage.kind == "binary" else _write_ternary
         write(writer, values.reshape(_grid(tensor.shape, storage)))
     else:
@@ -350,7 +376,8 @@ def _write_numbers(writer: _Writer, values: np.ndarray, coding: Coding) -> None:
     if coding.sparse is not None:
         zeros, values = relative_index(values, coding.sparse)
         writer.counts.append(len(values))
-        _write_symbols(writer, zeros, coding.sparse, coding.huffman)
+        _write_symbols(writer, zeros, coding.sparse, coding.huffman, "positions")
+    writer.entries = len(values)
     if coding.kind == "codebook":
         _write_codebook(writer, values, coding)
     elif coding.bits == 16:
@@ -409,8 +436,9 @@ def _write_codebook(writer: _Writer, values: np.ndarray, coding: Coding) -> None
         advice = f"leave at most {2**coding.bits} or declare more bits"
         raise writer.refuse(f"{len(book)} distinct values{filler}", f"a codebook of {coding.bits} bits", advice)
     writer.counts.append(len(book))
-    writer.put(book)
-    _write_symbols(writer, np.searchsorted(book, values).astype(np.uint16), coding.bits, coding.huffman)
+    writer.put(book, "codebook")
+    indices = np.searchsorted(book, values).astype(np.uint16)
+    _write_symbols(writer, indices, coding.bits, coding.huffman, "values")
 
 
 def _read_codebook(reader: _Reader, number: int, coding: Coding) -> np.ndarray:
@@ -452,8 +480,8 @@ def _write_binary(writer: _Writer, values: np.ndarray) -> None:
     sizes = values & ~SIGN
     scales = sizes[:, 0]
     _check_sizes(writer, sizes, sizes == scales[:, None], "binary (-a and a)")
-    writer.put(scales)
-    writer.put(np.packbits(values >= SIGN, bitorder="little"))
+    writer.put(scales, "codebook")
+    writer.put(np.packbits(values >= SIGN, bitorder="little"), bits=values.size)
 
 
 def _read_binary(reader: _Reader, slices: int, n: int) -> np.ndarray:
@@ -468,7 +496,7 @@ def _write_ternary(writer: _Writer, values: np.ndarray) -> None:
     sizes = values & ~SIGN
     scales = sizes.max(1)
     _check_sizes(writer, sizes, (values == 0) | (sizes == scales[:, None]), "ternary (-a, 0 and a; 0 is +0.0)")
-    writer.put(scales)
+    writer.put(scales, "codebook")
     digits = np.where(values == 0, 0, np.where(values >= SIGN, 2, 1)).astype(np.uint8).reshape(-1)
     writer.put(np.pad(digits, (0, -len(digits) % 5)).reshape(-1, 5) @ TRITS)
 
@@ -520,17 +548,19 @@ def _unpack(data: np.ndarray, bits: int, n: int) -> np.ndarray:
     return numbers
 
 
-def _write_symbols(writer: _Writer, symbols: np.ndarray, bits: int, huffman_coded: bool) -> None:
-    """uint16 (n,) below 2**bits, as they are or Huffman-coded with the table in front."""
+def _write_symbols(writer: _Writer, symbols: np.ndarray, bits: int, huffman_coded: bool, part: str) -> None:
+    """uint16 (n,) below 2**bits, as they are or Huffman-coded with the table in front; they are ``part``."""
+    uncoded = len(symbols) * bits
     if not huffman_coded:
-        writer.put(_pack(symbols, bits))
+        writer.put(_pack(symbols, bits), part, uncoded)
         return
-    lengths = code_lengths(np.bincount(symbols))
+    counts = np.bincount(symbols)
+    lengths = code_lengths(counts)
     width = int(lengths.max(initial=0)).bit_length()
     table, stream = _pack(lengths, width), _code(symbols, lengths)
     writer.counts += [len(lengths), width, len(stream)]
-    writer.put(table)
-    writer.put(stream)
+    writer.put(table, "tables", len(lengths) * width, uncoded=0)
+    writer.put(stream, part, int(counts @ lengths) if len(stream) else 0, uncoded)
 
 
 def _read_symbols(reader: _Reader, n: int, bits: int, huffman_coded: bool) -> np.ndarray:

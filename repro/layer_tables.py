@@ -1,8 +1,9 @@
-"""What Deep Compression's paper prints of every layer beside what our records hold, and what makes up the difference.
+"""What Deep Compression's paper prints of every layer beside what our files hold, and what makes up the difference.
 
-A record has the weights of every layer, how many are left and how many values they share, and the bits and bytes of the
-whole net; its hyper-parameters are the bits of a value and of a distance before Huffman coding. The runs P, P+Q and
-P+Q+H of a seed prune the same weights, so P tells how many entries are stored: each takes 32 bits and its distance.
+A record's ``stored`` says where the bits of the file are. An entry is a stored weight, or a filler zero of a gap too
+long for a distance. Bits of a weight and of a distance are means over the entries of a layer; its size is all that the
+file holds of its weights: entries, shared values, Huffman tables and what fills up bytes. Biases and the header are of
+the whole net. Of records that do not hold it, only the whole files are known.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from statistics import fmean
 
 from methods.base import Method
 from repro.boards import Boards
-from repro.record import Record, plain
+from repro.record import PARTS, Record, plain
 from repro.structures import figure
 from repro.survey_tables import Row, Survey
 from repro.verdict import settings
 
-STAGES = {"p": "/P", "pq": "/PQ", "pqh": ""}  # the variants of the recipe, by the stage that they end with
-FULL = 32  # bits of a dense weight, of a bias and of a value that weights share
-OWN = {"shared values": "values", "biases": "biases", "header": "header"}
+STAGES = {"pq": "/PQ", "pqh": ""}  # the variants of the recipe, by the stage that they end with
+FULL = 32  # bits of a dense weight and of a value that weights share
+TOTAL = "total"
 Stages = dict[str, list[Record]]
 
 
@@ -42,130 +43,126 @@ def runs(survey: Survey, boards: Boards, by_id: Mapping[str, Record], methods: M
     return {}
 
 
-def biases(record: Record) -> int:
-    """Numbers of the net that are no weights of a layer: one for every output, never pruned."""
-    return sum(layer["dense"][0] for layer in record.layers)
-
-
-def weights(layer: dict) -> tuple[int, int]:
-    """(weights of a layer, how many of them are left)."""
-    return layer["params"][0] - layer["dense"][0], layer["nonzero"][1] - layer["dense"][0]
-
-
-def bits_of(record: Record, layer: dict) -> tuple[int, int]:
-    """Bits of (a weight, a distance) of a layer before Huffman coding; a convolution works at several positions."""
-    kind = "conv" if layer["macs"][0] > weights(layer)[0] else "fc"
-    return record.hyperparameters[f"{kind}_bits"], record.hyperparameters[f"{kind}_index_bits"]
-
-
-def entries(record: Record) -> int:
-    """Entries that a run of stage P stores, filler zeros among them: all layers with distances of the same length."""
-    (index,) = {bits_of(record, layer)[1] for layer in record.layers}
-    return (record.compressed.bits - FULL * biases(record)) // (FULL + index)  # what is over fills up bytes
-
-
-def cells(survey: Survey, stages: Stages) -> dict[tuple[str, str], str]:
+def cells(stages: Stages) -> dict[tuple[str, str], str]:
     """Our cells by (layer, column): of every layer and of the total, where the records hold them."""
-    first, n = stages["pq"][0], len(stages["pq"])
-    found = {}
-    for layer in first.layers:
-        of_net = [next(own for own in r.layers if own["name"] == layer["name"]) for r in stages["pq"]]
-        dense, left = weights(layer)[0], fmean(weights(own)[1] for own in of_net)
-        (value, index), books = bits_of(first, layer), [r.details["values"][layer["name"]] for r in stages["pq"]]
-        least = (left * (value + index) + FULL * fmean(books)) / (FULL * dense)
-        own = {"weights": f"{dense:,}", "density": f"{100 * left / dense:.1f}", "weight_bits_pq": f"{value}"}
-        own |= {"index_bits_pq": f"{index}", "rate_pq": f"at least {100 * least:.2f}"}
-        found |= {(layer["name"], field): text for field, text in own.items()}
-    dense, left = total(first), fmean(kept(r) for r in stages["pq"])
-    found["total", "weights"], found["total", "density"] = (
-        f"{dense:,}",
-        f"{100 * left / dense:.1f} ({dense / left:.1f}x)",
-    )
-    for stage in ("pq", "pqh"):
-        share = fmean(size(r) for r in stages[stage])
-        budget = "" if first.budget == "paper" else f"{first.budget}, "
-        found["total", f"rate_{stage}"] = f"{100 * share:.2f} ({1 / share:.1f}x; {budget}n={n})"
+    found, first = {}, stages["pq"][0]
+    budget = "" if first.budget == "paper" else f"{first.budget}, "
+    for stage, records in stages.items():
+        for label in (*(layer["name"] for layer in first.layers), TOTAL):
+            own, more = ours(records, label), label == TOTAL
+            times = own["weights"] / own["left"]
+            found[label, "weights"] = f"{own['weights']:,.0f}"
+            found[label, "density"] = f"{100 / times:.1f}" + f" ({times:.1f}x)" * more
+            if "entries" in own:
+                found[label, f"weight_bits_{stage}"] = _bits(own["values"] / own["entries"])
+                found[label, f"index_bits_{stage}"] = _bits(own["positions"] / own["entries"])
+            if "bits" in own:
+                share = own["bits"] / own["dense"]
+                text = f" ({1 / share:.1f}x; {budget}n={len(records)})" * more
+                found[label, f"rate_{stage}"] = f"{100 * share:.2f}{text}"
     return found
 
 
-def total(record: Record) -> int:
-    """Weights of all layers."""
-    return sum(weights(layer)[0] for layer in record.layers)
+def _bits(mean: float) -> str:
+    return f"{mean:.0f}" if mean.is_integer() else f"{mean:.1f}"
 
 
-def kept(record: Record) -> int:
-    """Weights that are left in all layers."""
-    return sum(weights(layer)[1] for layer in record.layers)
+def ours(records: list[Record], label: str) -> dict[str, float]:
+    """Means over ``records`` of what ``of_layers`` finds in all of them."""
+    found = [of_layers(record, label) for record in records]
+    return {key: fmean(one[key] for one in found) for key in found[0] if all(key in one for one in found)}
 
 
-def size(record: Record) -> float:
-    """The compressed file as a share of the dense one."""
-    return record.compressed.bytes / record.dense.bytes
+def of_layers(record: Record, label: str) -> dict[str, int]:
+    """Weights of a layer or of all, those left, and bits: of the dense net, of the file, and of its parts.
+
+    "entries" and the parts are there where the record tells them: those of ``PARTS``, and "outside" of the layers,
+    biases and the header, of the total alone. The total is of the dense file, a layer of its weights in 32 bits.
+    """
+    layers = [layer for layer in record.layers if label in (layer["name"], TOTAL)]
+    counts = [weights(layer) for layer in layers]
+    found = {"weights": sum(every for every, _ in counts), "left": sum(left for _, left in counts)}
+    found["dense"] = 8 * record.dense.bytes if label == TOTAL else FULL * found["weights"]
+    if label == TOTAL:
+        found["bits"] = 8 * record.compressed.bytes
+    if record.stored:
+        tensors = [record.stored["tensors"][f"{layer['name']}.weight"] for layer in layers]
+        found["entries"] = sum(tensor["entries"] for tensor in tensors)
+        found |= {part: sum(tensor[part][1] for tensor in tensors) for part in PARTS}
+        inside = sum(found[part] for part in PARTS)
+        found["outside"] = found.setdefault("bits", inside) - inside
+    return found
 
 
-def explained(survey: Survey, stages: Stages) -> list[str]:
-    """Sentences that take our sizes and the printed ones apart, in percent of the dense net; the parts add up."""
-    fillers = 100 * fmean(entries(r) / kept(r) - 1 for r in stages["p"])
-    told = (
-        "Our records hold the stored bits for the whole net, not for a layer: a layer's size leaves out the filler "
-        f"zeros of gaps too long for a distance, of which there are {fillers:.1f} for 100 weights left in all."
-    )
-    return [told, *(_explained(survey, stages[stage], stage) for stage in ("pq", "pqh"))]
+def weights(layer: dict) -> tuple[int, int]:
+    """(weights of a layer, how many of them are left); its biases, one for every output, are never pruned."""
+    return layer["params"][0] - layer["dense"][0], layer["nonzero"][1] - layer["dense"][0]
 
 
-def _explained(survey: Survey, records: list[Record], stage: str) -> str:
-    theirs, ours = printed(survey, stage), parts(records)
-    over = theirs["size"] - theirs["density"] * theirs["bits"] / FULL
-    density = (ours["density"] - theirs["density"]) * theirs["bits"] / FULL
-    bits = ours["density"] * (ours["bits"] - theirs["bits"]) / FULL
-    rest = ours["values"] + ours["biases"] + ours["header"] - over
-    words = "filler zeros and Huffman tables" if stage == "pqh" else "filler zeros"
-    sizes = [f"{100 * one['size']:.2f} % ({1 / one['size']:.1f}x)" for one in (ours, theirs)]
-    shares = [f"{100 * one['density']:.2f} %" for one in (ours, theirs)]
-    own = ", ".join(f"{name} {100 * ours[key]:.2f}" for name, key in OWN.items())
-    points = [f"{100 * value:+z.2f}" for value in (ours["size"] - theirs["size"], density, bits, rest, over)]
-    each = [f"{one['bits']:.2f}" for one in (ours, theirs)]
-    return (
-        f"{'+'.join(stage.upper())}: ours is {sizes[0]} of the dense file, the printed total is {sizes[1]}: "
-        f"{points[0]} points. Of these {points[1]} are density ({shares[0]} of all numbers are weights that are "
-        f"left, {shares[1]} by the printed rows), {points[2]} the bits of such a weight with its distance "
-        f"({each[0]} with {words}, {each[1]} by the printed rows), {points[3]} the rest ({own}; the printed total is "
-        f"{points[4]} over its rows)."
-    )
+def explained(survey: Survey, stages: Stages) -> dict[str, list[str]]:
+    """Sentences by row that take our sizes and the printed ones apart; none where a record does not tell the parts."""
+    if not all(record.stored for records in stages.values() for record in records):
+        return {}
+    found: dict[str, list[str]] = {row.label: [] for row in survey.rows}
+    for stage, records in stages.items():
+        for label, theirs in printed(survey, stage).items():
+            found[label].append(_explained(label, stage, ours(records, label), theirs))
+    return found
 
 
-def printed(survey: Survey, stage: str) -> dict[str, float]:
-    """What the printed rows add up to: the share of weights left, the bits of one and its distance, the total size."""
+def _explained(label: str, stage: str, own: dict[str, float], theirs: dict[str, float]) -> str:
+    """One size: differences in percentage points, which add up to that of ours and the printed one."""
+    share = {key: 100 * (value / own["dense"]) for key, value in own.items()}
+    each, size = (own["values"] + own["positions"]) / own["entries"], share["bits"]
+    left, coding = share["left"] * each, share["tables"] + share["padding"]
+    fillers = share["values"] + share["positions"] - left
+    rest = theirs["rows"] - theirs["left"] - theirs["shared"]
+    told = [
+        f"{label}, {'+'.join(stage.upper())}: ours {_size(size)}, printed {_size(theirs['size'])}, "
+        f"{size - theirs['size']:+z.2f} points: weights left {left - theirs['left']:+z.2f} ({each:.2f} bits each with "
+        f"the distance, printed {theirs['each']:.2f}, and their share rounded by ±{theirs['rounding']:.2f})",
+        f"shared values {share['codebook'] - theirs['shared']:+z.2f}",
+        f"rest of the layers {fillers + coding - rest:+z.2f} (filler zeros {fillers:.2f}, "
+        f"{100 * (own['entries'] / own['left'] - 1):.1f} for 100 weights, Huffman tables and unused bits {coding:.2f}; "
+        f"the printed size leaves {rest:.2f})",
+    ]
+    if label == TOTAL:
+        told += [
+            f"biases and header {share['outside']:+z.2f} (without them ours is {_size(size - share['outside'])})",
+            f"printed rows over their total {theirs['rows'] - theirs['size']:+z.2f} (they add up to "
+            f"{_size(theirs['rows'])})",
+        ]
+    return f"{'; '.join(told)}."
+
+
+def _size(percent: float) -> str:
+    return f"{percent:.2f} % ({100 / percent:.1f}x)"
+
+
+def printed(survey: Survey, stage: str) -> dict[str, dict[str, float]]:
+    """By row, in percent of its dense weights, what the printed figures give for weights left and for shared values.
+
+    "rows" and "size": what the rows add up to, and what is printed; "each": bits of a weight with its distance;
+    "rounding": half a unit of the printed share of weights left.
+    """
     column = {c.field: i for i, c in enumerate(survey.columns)}
 
     def number(row: Row, field: str) -> float:
         return figure(row.cells[column[field]].split(" ")[0])[0]
 
-    layers = [row for row in survey.rows if row.label != "total"]
-    left = [number(row, "weights") * number(row, "density") / 100 for row in layers]
-    bits = [number(row, f"weight_bits_{stage}") + number(row, f"index_bits_{stage}") for row in layers]
-    (last,) = [row for row in survey.rows if row.label == "total"]
+    bits: dict[str, dict[str, float]] = {}
+    for row in (row for row in survey.rows if row.label != TOTAL):
+        share, half = (x / 100 for x in figure(row.cells[column["density"]]))
+        dense, each = number(row, "weights"), number(row, f"weight_bits_{stage}") + number(row, f"index_bits_{stage}")
+        bits[row.label] = {
+            "dense": FULL * dense, "kept": dense * share, "left": dense * share * each,
+            "rounding": dense * half * each, "shared": FULL * 2 ** number(row, "weight_bits_pq"),
+            "rows": FULL * dense * number(row, f"rate_{stage}") / 100,
+        }  # fmt: skip
+    bits[TOTAL] = {key: sum(of_row[key] for of_row in bits.values()) for key in next(iter(bits.values()))}
+    sizes = {row.label: number(row, f"rate_{stage}") for row in survey.rows}
     return {
-        "density": sum(left) / sum(number(row, "weights") for row in layers),
-        "bits": sum(a * b for a, b in zip(left, bits, strict=True)) / sum(left),
-        "size": number(last, f"rate_{stage}") / 100,
+        label: {key: 100 * value / own["dense"] for key, value in own.items()}
+        | {"size": sizes[label], "each": own["left"] / own["kept"]}
+        for label, own in bits.items()
     }
-
-
-def parts(records: list[Record]) -> dict[str, float]:
-    """The same of our files, and what else is in them as shares of the dense file: shared values, biases, header."""
-    found = []
-    for record in records:
-        dense, net = 8 * record.dense.bytes, record.compressed
-        values, rest = FULL * sum(record.details["values"].values()), FULL * biases(record)
-        found.append(
-            {
-                "size": size(record),
-                "density": FULL * kept(record) / dense,
-                "bits": (net.bits - values - rest) / kept(record),
-                "values": values / dense,
-                "biases": rest / dense,
-                "header": (8 * net.bytes - net.bits) / dense,
-            }
-        )
-    return {name: fmean(one[name] for one in found) for name in found[0]}

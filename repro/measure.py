@@ -28,19 +28,19 @@ SAME = 1e-3  # largest difference of logits in ONNX, relative to the largest one
 COSTS = ("params", "nonzero", "macs", "bit_ops")  # of a layer
 
 
-def measure(ground: Ground, model: nn.Module, onnx: bytes | None) -> Measurement:
+def measure(ground: Ground, model: nn.Module, onnx: bytes | None, file: codec.Packed | None = None) -> Measurement:
     """Accuracy on the test set (fp32, eval mode), cost for one input, bits, and the sizes of the files that hold it.
 
     ``bits``: of the parameters as the packed file stores them; ``bytes``: that file, read back and found equal.
-    ``onnx``: the net as an ONNX file, None where it cannot be exported.
+    ``onnx``: the net as an ONNX file, None where it cannot be exported. ``file``: ``written(model)``, if known.
     """
     example = images(ground)
-    data, bits = written(model)
+    file = file or written(model)
     return Measurement(
         **accuracy(ground.engine.place(model), test_batches(ground), ground.data.subset),
         **dataclasses.asdict(cost(model, example)),
-        bits=sum(bits.get(name, 0) for name, _ in model.named_parameters()),
-        bytes=len(data),
+        bits=sum(file.bits.get(name, 0) for name, _ in model.named_parameters()),
+        bytes=len(file.data),
         bit_ops=sum(layer.bit_ops for layer in layer_costs(model, example).values()),
         onnx_bytes=None if onnx is None else len(onnx),
     )
@@ -59,9 +59,11 @@ def measured_dense(ground: Ground, dense: Dense) -> Measurement:
 
 
 def compared(ground: Ground, dense: nn.Module, compressed: nn.Module, onnx: bytes | None) -> dict[str, Any]:
-    """What a record holds of both nets together: ``layers``, ``counted``, ``latency``; ``onnx``: the compressed net."""
-    example = images(ground)
+    """What a record holds of the compressed net, and of both together; ``onnx``: the compressed one."""
+    example, file = images(ground), written(compressed)
     return {
+        "compressed": measure(ground, compressed, onnx, file),
+        "stored": file.stored(),
         "layers": layers(dense, compressed, example),
         "counted": counted(dense, compressed, example),
         "latency": timed(ground, dense, compressed, onnx),
@@ -87,14 +89,14 @@ def images(ground: Ground) -> torch.Tensor:
     return torch.zeros(1, *ground.data.test.shape(), device=ground.engine.device)
 
 
-def written(model: nn.Module) -> tuple[bytes, dict[str, int]]:
-    """(the packed file, stored bits by tensor), after a proof that the file gives back every bit of the weights."""
+def written(model: nn.Module) -> codec.Packed:
+    """The packed file, after a proof that it gives back every bit of the weights."""
     file = codec.pack(model)
     state, _ = codec.unpack(file.data)
     for name, value in model.state_dict().items():
         if not same_bits(value.detach().cpu(), state[name]):
             raise RuntimeError(f"'{name}' does not come back from its packed file: repro/codec.py is wrong")
-    return file.data, file.bits
+    return file
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -204,8 +206,5 @@ def measured_again(ground: Ground, record: Record, dense: Dense) -> Record:
     if ground.cfg.only:
         return dataclasses.replace(record, latency=timed(ground, dense.model, model, file))
     return dataclasses.replace(
-        record,
-        dense=measured_dense(ground, dense),
-        compressed=measure(ground, model, file),
-        **compared(ground, dense.model, model, file),
+        record, dense=measured_dense(ground, dense), **compared(ground, dense.model, model, file)
     )

@@ -80,7 +80,9 @@ class Record:
     kernel, cells: [{threads, batch, rounds, dense_ms, dense_spread_ms, compressed_ms, compressed_spread_ms}]}, medians
     and interquartile ranges in milliseconds a batch; load: cores that other work kept busy before the start; with the
     kernel popcount each cell has a kernel, popcount or onnxruntime, the faster one; None where nobody measured.
-    ``curve``: [step, loss, lr].
+    ``stored``: where the bits of the compressed net's file are, {header, plain, tensors: {name: {entries, values,
+    positions, codebook, tables, padding}}}, each part but entries as [without Huffman coding, in the file]
+    (``repro.codec.Packed``); None where nobody measured. ``curve``: [step, loss, lr].
     ``provenance`` holds at least dense_sha256, code_hash and kit_versions.
     """
 
@@ -101,6 +103,7 @@ class Record:
     layers: list[dict[str, Any]] = field(default_factory=list)
     counted: dict[str, dict[str, int]] = field(default_factory=dict)
     latency: dict[str, Any] | None = None
+    stored: dict[str, Any] | None = None
     meter: dict[str, float] = field(default_factory=dict)
     curve: list[list[float | None]] = field(default_factory=list)
     starts_from: str = "trained"
@@ -224,8 +227,11 @@ def _content(path: str | Path) -> bytes:
 
 
 def _upgraded(data: Any) -> Any:
-    """A record of schema 1 in the form of schema 2: what was not measured then is null."""
-    if not isinstance(data, dict) or data.get("schema_version") != 1:
+    """A record of schema 1, or from before ``stored``, in today's form: what was not measured then is null."""
+    if not isinstance(data, dict):
+        return data
+    data = {"stored": None, **data}
+    if data.get("schema_version") != 1:
         return data
     nets = {name: data.get(name) for name in ("dense", "compressed")}
     for name, net in nets.items():
@@ -300,6 +306,8 @@ def _one_of(*choices: str) -> Rule:
 SHAPE_KEYS = frozenset(("name", "dense", "compressed"))
 LAYER_KEYS = {SHAPE_KEYS, SHAPE_KEYS | {"params", "nonzero", "macs", "bit_ops"}}
 LATENCY_KEYS = {"runtime", "device", "load", "loaded", "kernel", "cells"}
+STORED_KEYS = {"header", "plain", "tensors"}
+PARTS = ("values", "positions", "codebook", "tables", "padding")  # of a tensor in a packed file
 TIMES = ("dense_ms", "dense_spread_ms", "compressed_ms", "compressed_spread_ms")
 KERNELS = ("dense", "no_fast_kernel", "popcount")
 CELL_KERNELS = ("popcount", "onnxruntime")  # of a record whose kernel is popcount
@@ -347,6 +355,22 @@ def _latency(value: Any) -> bool:
     load = _number(value["load"]) and value["load"] >= 0 and isinstance(value["loaded"], bool)
     cells = value["cells"] if isinstance(value["cells"], list) else [None]
     return texts and load and all(_cell(cell, value["kernel"] == "popcount") for cell in cells)
+
+
+def _stored(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict) or value.keys() != STORED_KEYS or not isinstance(value["tensors"], dict):
+        return False
+    return _whole(value["header"]) and _whole(value["plain"]) and all(map(_tensor, value["tensors"].values()))
+
+
+def _tensor(value: Any) -> bool:
+    """Whether it is what a file holds of one tensor."""
+    if not isinstance(value, dict) or value.keys() != {"entries", *PARTS} or not _whole(value["entries"]):
+        return False
+    pairs = [value[part] for part in PARTS]
+    return all(isinstance(pair, list) and len(pair) == 2 and all(map(_whole, pair)) for pair in pairs)
 
 
 def _cell(value: Any, named: bool) -> bool:
@@ -431,6 +455,7 @@ RECORDED: dict[str, Rule] = {
     "layers": (_layers, "a list of {name, dense, compressed, params, nonzero, macs, bit_ops}"),
     "counted": (_counted, "an object of {params, macs, dense_params, dense_macs} per counting rule"),
     "latency": (_latency, f"null or an object of {', '.join(sorted(LATENCY_KEYS))}"),
+    "stored": (_stored, "null or an object of header, plain and tensors, in whole bits"),
     "meter": (lambda v: isinstance(v, dict) and all(_number(x) and x >= 0 for x in v.values()), "numbers from 0"),
     "starts_from": _one_of("trained", "scratch"),
     "given_weights": FLAG,
@@ -454,9 +479,17 @@ def _fault(data: Any) -> str | None:
         net = data[name]
         if net["nonzero"] > net["params"] or net["effective_macs"] > net["macs"]:
             return f"'{name}' has more nonzero than params, or more effective_macs than macs"
+    if data["stored"] and stored_bits(data["stored"]) != 8 * (data["compressed"]["bytes"] or 0):
+        return "the bits in 'stored' do not add up to compressed.bytes"
     if data["given_weights"] and not data["provenance"]["dense_sha256"]:
         return "weights were given but provenance.dense_sha256 is null"
     return None
+
+
+def stored_bits(stored: dict[str, Any]) -> int:
+    """All bits of a file, from a record's ``stored``."""
+    tensors = stored["tensors"].values()
+    return stored["header"] + stored["plain"] + sum(tensor[part][1] for tensor in tensors for part in PARTS)
 
 
 def _check(data: Any, rules: dict, prefix: str) -> str | None:

@@ -184,7 +184,7 @@ def results(ground: Ground, dense: torch.nn.Module, model: torch.nn.Module, task
     file, fault = exported(ground, model)
     if fault:
         task.report(onnx=fault)
-    return {"compressed": measure(ground, model, file), **compared(ground, dense, model, file)}
+    return compared(ground, dense, model, file)
 
 
 def ruins(ground: Ground, task: Task) -> Measurement:

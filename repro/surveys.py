@@ -46,8 +46,10 @@ The tables that papers and surveys print, row by row, with what is measured here
   **not comparable**: our runs with these settings start from another net than the row's own, as is said there.
 * **verdict**: as on the leaderboard. **structure**: the printed sizes against those of the published structure,
   counted again without training ("recount"), and of the nets of our runs ("run"), within the rounding of the figure.
-* Tables **layer by layer**: what one paper prints of each layer of one net, and what our records hold of it; how the
-  sizes of the whole net differ, and by what, stands below. **{NOT_STORED}**: known for the whole net alone.
+* Tables **layer by layer**: what one paper prints of each layer of one net, and what our files hold of it; how the
+  sizes differ stands below, in points that add up. A printed size is taken to hold the weights left at the printed
+  bits, and all 2^bits shared values of a layer; biases and a header are nowhere printed.
+  **{NOT_STORED}**: of these runs, only the whole files are known.
 * **source** is the printed table, **verified** says where its figures were read.
 * {NONE} = not printed, or does not apply.
 """
@@ -341,19 +343,22 @@ def build(
 
 
 def _layers(survey: Survey, view: _View) -> Table:
-    """A table of layers; what explains ours stands in the footnotes of its last row, the total."""
+    """A table of layers; footnotes explain how the sizes differ."""
     stages = layer_tables.runs(survey, view.boards, view.by_id, view.methods)
     header, lines = ["method"], [[row.label] for row in survey.rows]
-    ours = layer_tables.cells(survey, stages) if stages else {}
+    ours = layer_tables.cells(stages) if stages else {}
     missing = NOT_RUN if set(survey.nets) & set(view.baselines) else NO_NET
     for i, column in enumerate(survey.columns):
         header += [column.title, f"{column.name}, ours"]
         for row, line in zip(survey.rows, lines, strict=True):
             line += [row.cells[i], ours.get((row.label, column.field), NOT_STORED if stages else missing)]
     lines = [[*line, row.source, row.verified] for row, line in zip(survey.rows, lines, strict=True)]
-    told = layer_tables.explained(survey, stages) if stages else []
-    notes = {(len(lines) - 1, 0): list(range(1, len(told) + 1))} if told else {}
-    return Table(survey, [*header, "source", "verified"], lines, notes, told)
+    explained, notes, footnotes = layer_tables.explained(survey, stages) if stages else {}, {}, []
+    for i, row in enumerate(survey.rows):
+        told = explained.get(row.label, [])
+        notes[i, 0] = [len(footnotes) + 1 + at for at in range(len(told))]
+        footnotes += told
+    return Table(survey, [*header, "source", "verified"], lines, notes, footnotes)
 
 
 def _table(survey: Survey, rows: list[list[Claim]], view: _View, disagree: Mapping[Claim, str]) -> Table:

@@ -1,6 +1,8 @@
 """The packed file: bit-exact for every coding, of the size that the codings say, and safe against any other file."""
 
 import base64
+import collections
+import dataclasses
 import hashlib
 import heapq
 import json
@@ -25,6 +27,7 @@ from baselines.errors import UserError
 from methods.kit.coding import Coding, attach
 from repro import codec
 from repro.codec import encode, pack, unpack
+from repro.record import PARTS, stored_bits
 
 OVERHEAD = 17  # bytes in front of the header
 SPECIAL = (0x00000000, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00001, 0xFFC12345, 0x7F800001, 0x00000001, 0x3F800000)
@@ -194,34 +197,108 @@ def test_declared_tensors_are_bit_exact_and_of_the_size_by_hand(case):
     packed = encode({"x": tensor, "other": torch.ones(2)}, {"x": coding})
     back, codings = unpack(packed.data)
     assert same(back["x"], tensor) and codings == {"x": coding}
-    assert packed.bits["x"] == 8 * bytes_by_hand(patterns(tensor).numpy().view(np.uint32), tensor.shape, coding)
+    by_hand = parts_by_hand(patterns(tensor).numpy().view(np.uint32), tensor.shape, coding)
+    assert packed.parts["x"] == by_hand and packed.bits["x"] == sum(by_hand[part][1] for part in PARTS)
     header = struct.unpack_from("<I", packed.data, 5)[0]
     assert 8 * len(packed.data) == 8 * (OVERHEAD + header) + sum(packed.bits.values())
 
 
-def bytes_by_hand(flat, shape, coding):
-    """Bytes of the payload of patterns (n,), from the definitions of the codings."""
+def parts_by_hand(flat, shape, coding):
+    """What the payload of patterns (n,) consists of, from the definitions of the codings."""
+    found, stored = {part: [0, 0] for part in PARTS}, flat.tolist()
+
+    def add(part, bits, huffman=None):
+        """Bits as they are, then as a Huffman code of numbers (0 where there is none); each ends in a whole byte."""
+        for i, number in enumerate((bits, bits if huffman is None else huffman)):
+            found[part][i] += number
+            found["padding"][i] += -number % 8
+
+    def add_numbers(part, numbers, bits):
+        counts = np.bincount(np.array(numbers, int))
+        if coding.huffman:
+            add("tables", 0, len(counts) * int(codec.code_lengths(counts).max(initial=0)).bit_length())
+        add(part, len(numbers) * bits, optimal_bits(counts) if coding.huffman else None)
+
     if coding.kind in ("binary", "ternary"):
-        scales = shape[0] if coding.per_channel and len(shape) else 1
-        return 4 * scales * (len(flat) > 0) + math.ceil(len(flat) / (8 if coding.kind == "binary" else 5))
-    total, stored = 0, flat.tolist()
-    if coding.sparse:
+        add("codebook", 32 * (shape[0] if coding.per_channel and len(shape) else 1) * (len(flat) > 0))
+        add("values", len(flat) if coding.kind == "binary" else 8 * math.ceil(len(flat) / 5))
+    elif coding.sparse:
         entries = filler_rule(flat, coding.sparse)
         stored = [value for _, value in entries]
-        total += symbol_bytes([zeros for zeros, _ in entries], coding.sparse, coding.huffman)
+        add_numbers("positions", [zeros for zeros, _ in entries], coding.sparse)
     if coding.kind == "dense":
-        return total + (coding.bits or 32) // 8 * len(stored)
-    book = sorted(set(stored))
-    return total + 4 * len(book) + symbol_bytes([book.index(v) for v in stored], coding.bits, coding.huffman)
+        add("values", (coding.bits or 32) * len(stored))
+    elif coding.kind == "codebook":
+        book = sorted(set(stored))
+        add("codebook", 32 * len(book))
+        add_numbers("values", [book.index(value) for value in stored], coding.bits)
+    return found | {"entries": len(stored)}
 
 
-def symbol_bytes(symbols, bits, huffman):
-    """Bytes of numbers of ``bits`` bits, or of their Huffman code with the table of its word lengths."""
-    if not huffman:
-        return math.ceil(len(symbols) * bits / 8)
-    counts = np.bincount(np.array(symbols, int))
-    longest = int(codec.code_lengths(counts).max(initial=0))
-    return math.ceil(len(counts) * longest.bit_length() / 8) + math.ceil(optimal_bits(counts) / 8)
+def parts_add_up(module):
+    """Whether the parts of each tensor make up a file without Huffman coding and the file, bit for bit."""
+    state, declared = every_coding()
+    plain = {name: dataclasses.replace(coding, huffman=False) for name, coding in declared.items()}
+    files = [module.encode(state, codings) for codings in (plain, declared)]
+    for name, bits in files[1].bits.items():
+        parts = files[1].parts.get(name, {part: [bits, bits] if part == "values" else [0, 0] for part in PARTS})
+        if [sum(parts[part][i] for part in PARTS) for i in (0, 1)] != [file.bits[name] for file in files]:
+            return False
+        if any(not 0 <= parts["padding"][i] < 8 * 4 for i in (0, 1)):
+            return False
+    return all(stored_bits(file.stored()) == 8 * len(file.data) for file in files)
+
+
+def test_the_parts_of_every_coding_add_up_to_the_file():
+    assert parts_add_up(codec)
+    state, declared = every_coding()
+    packed = encode(state, declared)
+    stored, (rows, payload) = packed.stored(), read_file(packed.data)
+    as_bytes = {row[0] for row in rows if len(row) == 5 and row[3] is None}
+    assert stored["tensors"].keys() | as_bytes | {"tied"} == state.keys() and not stored["tensors"].keys() & as_bytes
+    assert stored["plain"] == sum(8 * state[name].numel() * state[name].element_size() for name in as_bytes)
+    assert stored["header"] == 8 * (len(packed.data) - len(payload))
+    assert stored["tensors"]["masked"]["positions"] == [48, 48]
+    assert stored["tensors"]["relative"]["positions"] == [3 * 6, 3 * 6]
+    assert stored["tensors"]["deep_compression"]["padding"][1] > 0
+
+
+def counts_a_layer(module):
+    """Whether one pruned layer of shared values takes the bits that numpy and a heap count, weight by weight."""
+    rng = np.random.default_rng(5)
+    book = np.array([-0.5, -0.25, 0.25, 0.5, 1.0], np.float32)
+    layer = np.where(rng.random((30, 40)) < 0.08, rng.choice(book, (30, 40), p=[0.4, 0.3, 0.15, 0.1, 0.05]), 0)
+    weights = torch.from_numpy(layer.astype(np.float32))
+    coding = Coding("codebook", bits=4, sparse=4, huffman=True)
+    own = module.encode({"w": weights}, {"w": coding}).stored()["tensors"]["w"]
+    entries = filler_rule(layer.reshape(-1), 4)
+    words = {}
+    for part, at in (("positions", 0), ("values", 1)):
+        words[part] = huffman_lengths([entry[at] for entry in entries])
+        taken = sum(words[part][entry[at]] for entry in entries)
+        if own[part] != [4 * len(entries), taken]:
+            return False
+    longest = [max(of_part.values()).bit_length() for of_part in words.values()]
+    table = longest[0] * (1 + max(words["positions"])) + longest[1] * len(words["values"])
+    fillers = len(entries) - np.count_nonzero(layer)
+    return fillers > 5 and own["entries"] == len(entries) and own["tables"][1] == table and own["codebook"][1] == 6 * 32
+
+
+def huffman_lengths(symbols):
+    """Oracle: symbol -> bits of its word, by merging the two rarest groups until one is left."""
+    heap = [(count, i, [symbol]) for i, (symbol, count) in enumerate(collections.Counter(symbols).items())]
+    lengths = dict.fromkeys((symbol for _, _, (symbol,) in heap), 0)
+    heapq.heapify(heap)
+    while len(heap) > 1:
+        (one, at, first), (two, _, second) = heapq.heappop(heap), heapq.heappop(heap)
+        for symbol in first + second:
+            lengths[symbol] += 1
+        heapq.heappush(heap, (one + two, at, first + second))
+    return lengths
+
+
+def test_a_layer_takes_the_bits_that_are_counted_by_hand():
+    assert counts_a_layer(codec)
 
 
 def test_binary_signs_and_ternary_digits_lie_as_documented():
@@ -690,8 +767,19 @@ def keeps_every_bit(module):
             "counts[used].astype(np.float64)",
             "np.log2(1.0 + counts[used])",
         ),
+        (parts_add_up, "size - bits)):", "0)):"),
+        (parts_add_up, 'writer.put(table, "tables", len(lengths) * width, uncoded=0)', 'writer.put(table, "tables")'),
+        (parts_add_up, '"padding", -uncoded % 8,', '"padding", size - bits,'),
+        (parts_add_up, "8 * len(self.data) - sum(self.bits.values())", "8 * len(_close([], []))"),
+        (counts_a_layer, "int(counts @ lengths) if len(stream) else 0", "8 * len(stream)"),
+        (counts_a_layer, 'coding.sparse, coding.huffman, "positions")', 'coding.sparse, coding.huffman, "values")'),
+        (counts_a_layer, "writer.entries = len(values)\n    if", "writer.entries = np.count_nonzero(values)\n    if"),
     ],
-    ids=["filler too early", "filler too short", "negative zero is zero", "logarithms of the counts"],
+    ids=[
+        *("filler too early", "filler too short", "negative zero is zero", "logarithms of the counts"),
+        *("no padding", "tables without Huffman coding", "padding of the other file", "a header of another file"),
+        *("words fill their bytes", "positions as values", "fillers are no entries"),
+    ],
 )
 def test_the_oracles_catch_a_changed_line(oracle, old, new):
     assert oracle(codec)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save
 from test_codec import every_coding, read_file, ruin, twist, write_file
-from test_records import CELL, COUNTED, LATENCY, LAYERS, a_record
+from test_records import CELL, COUNTED, LATENCY, LAYERS, STORED, a_record
 
 from baselines import base, weights
 from baselines.data import read_npz
@@ -144,7 +144,7 @@ def test_packed_files():
 
 def a_whole_record():
     latency = LATENCY | {"cells": [CELL]}
-    return a_record(recipe="vgg16_cifar10/a", counted=COUNTED, latency=latency, layers=LAYERS)
+    return a_record(recipe="vgg16_cifar10/a", counted=COUNTED, latency=latency, stored=STORED, layers=LAYERS)
 
 
 def test_records(tmp_path):

@@ -54,6 +54,14 @@ CELL |= {"compressed_ms": 1.0, "compressed_spread_ms": 0.0}
 LATENCY = {"runtime": "onnxruntime 1.32.0", "device": "cpu", "load": 0.25, "loaded": False, "kernel": "dense"}
 LATENCY |= {"cells": [CELL]}
 COUNTED = {"two_per_mac": {"params": 500, "macs": 80_000, "dense_params": 1_000, "dense_macs": 200_000}}
+STORED = {
+    "header": 400,
+    "plain": 16_000 - 420,
+    "tensors": {
+        "a.weight": {"entries": 30, "values": [180, 132], "positions": [150, 111], "codebook": [128, 128]}
+        | {"tables": [0, 42], "padding": [6, 7]}
+    },
+}  # of 16,400 bits
 LAYERS = [
     {"name": "a", "dense": [8, 3], "compressed": None, "params": [24, 0], "nonzero": [24, 0], "macs": [96, 0]}
     | {"bit_ops": [98_304, 0]}
@@ -64,7 +72,7 @@ LAYERS = [
 
 
 def test_what_is_written_is_what_is_read(tmp_path):
-    record = a_record(recipe="vgg16_cifar10/a", counted=COUNTED, latency=LATENCY, layers=LAYERS)
+    record = a_record(recipe="vgg16_cifar10/a", counted=COUNTED, latency=LATENCY, stored=STORED, layers=LAYERS)
     path = record.save(tmp_path)
     assert path == tmp_path / "records" / "vgg16_cifar10" / "short" / "fake" / f"{record.id}.json"
     assert load(path) == record
@@ -85,6 +93,12 @@ def test_a_record_of_schema_1_is_read_as_one_of_today(tmp_path):
 
     broken(path, age)
     assert load(path) == record
+
+
+def test_a_record_from_before_the_parts_of_its_file_is_whole(tmp_path):
+    path = a_record(stored=STORED).save(tmp_path)
+    broken(path, lambda data: data.pop("stored"))
+    assert load(path) == a_record() and load(path).stored is None
 
 
 def test_the_file_diffs_well(tmp_path):
@@ -188,6 +202,11 @@ def broken(path, change):
     path.write_text(json.dumps(data))
 
 
+def stored(**changes):
+    """The parts of a file whose tensor says something else."""
+    return {**STORED, "tensors": {"a.weight": STORED["tensors"]["a.weight"] | changes}}
+
+
 BAD = {
     "unknown field": (lambda d: d.update(extra=1), "the unknown field 'extra'"),
     "missing field": (lambda d: d.pop("meter"), "no 'meter'"),
@@ -208,6 +227,15 @@ BAD = {
     "latency without cells": (lambda d: d.update(latency={"runtime": "x"}), "'latency'"),
     "latency of nothing": (lambda d: d.update(latency={**LATENCY, "cells": [{**CELL, "dense_ms": 0}]}), "'latency'"),
     "unknown kernel": (lambda d: d.update(latency={**LATENCY, "kernel": "fast"}), "'latency'"),
+    "a file without its header": (lambda d: d.update(stored={"plain": 1, "tensors": {}}), "'stored'"),
+    "a file of negative size": (lambda d: d.update(stored={**STORED, "plain": -1}), "'stored'"),
+    "a file of tensors without names": (lambda d: d.update(stored={**STORED, "tensors": []}), "'stored'"),
+    "half a tensor": (lambda d: d.update(stored=stored(padding=[1])), "'stored' is"),
+    "a tensor with broken bits": (lambda d: d.update(stored=stored(values=[180, 132.5])), "'stored' is"),
+    "a tensor with unknown parts": (lambda d: d.update(stored=stored(signs=[1, 1])), "'stored' is"),
+    "a tensor of no weights": (lambda d: d.update(stored=stored(entries=None)), "'stored' is"),
+    "parts of another file": (lambda d: d.update(stored=stored(values=[180, 133])), "do not add up"),
+    "parts of no file": (lambda d: (d.update(stored=STORED), d["compressed"].update(bytes=None)), "do not add up"),
     "path in a name": (lambda d: d.update(method="../x"), "'method' is \"../x\""),
     "edited settings": (lambda d: d["hyperparameters"].update(ratio=0.9), "but what it holds gives"),
     "bad curve": (lambda d: d.update(curve=[[1, 2]]), "'curve'"),

@@ -54,6 +54,7 @@ def test_a_run_writes_a_valid_record_of_what_it_measured(tmp_path):
     assert (
         kept.compressed.bits == 32 * kept.compressed.params and 0 < kept.compressed.onnx_bytes < kept.dense.onnx_bytes
     )
+    assert record.stored_bits(kept.stored) == 8 * kept.compressed.bytes
     old, new = kept.dense, kept.compressed
     mac = {"params": new.params, "macs": new.macs, "dense_params": old.params, "dense_macs": old.macs}
     assert kept.counted["mac"] == mac and set(kept.counted) == {"mac", "two_per_mac", "nonzero", "hrank_out_only"}
@@ -133,7 +134,9 @@ def test_measure_gives_the_same_figures_from_the_kept_net(tmp_path, baseline):
 def test_measure_fills_in_what_an_older_version_did_not_measure(tmp_path):
     runs = [run(config(tmp_path, seed=seed)) for seed in (0, 1)]
     for made in runs:
-        old = replace(made, counted={}, latency=None, layers=[{k: layer[k] for k in SHAPES} for layer in made.layers])
+        old = replace(
+            made, counted={}, latency=None, stored=None, layers=[{k: layer[k] for k in SHAPES} for layer in made.layers]
+        )
         old.compressed = replace(made.compressed, bit_ops=None, onnx_bytes=None)
         old.dense = replace(made.dense, bit_ops=None, onnx_bytes=None)
         old.save(tmp_path / "results")

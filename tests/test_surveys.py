@@ -20,7 +20,7 @@ from methods.filter_pruning.l1_filter import L1Filter
 from methods.weight_sharing.deep_compression import DeepCompression
 from repro import layer_tables, leaderboard, registry, structures, surveys
 from repro.measure import layers
-from repro.record import code_version, plain
+from repro.record import code_version, plain, stored_bits
 from repro.survey_tables import NETS, SURVEYS, VERIFIED, Column, Survey, _columns
 from repro.verdict import settings
 
@@ -379,71 +379,147 @@ def test_the_known_contradictions_of_the_papers_have_footnotes(nothing_run):
 # ------------------------------------------------------------------------------------------------- layer by layer
 
 DEEP = "lenet300_mnist5k"
-LEFT = {
-    "ip1": (235_500, 300, 18_816),
-    "ip2": (30_100, 100, 2_700),
-    "ip3": (1_010, 10, 260),
-}  # with biases; outputs; left
+LEFT = {  # weights; outputs; left; filler zeros; shared values; bits of a weight and of a distance as Huffman words
+    "ip1": (235_200, 300, 18_816, 3_000, 50, 4.5, 3.75),
+    "ip2": (30_000, 100, 2_700, 300, 45, 4.75, 4.25),
+    "ip3": (1_000, 10, 260, 0, 40, 5.0, 3.0),
+}
+HEADER = 1_600  # bits
 
 
-def stored(variant, seed=0, bits=0, **changes):
-    """A run of Deep Compression on LeNet-300-100 whose file has ``bits`` and a header of 5,000 bytes."""
+def parts(name, huffman):
+    """Where the bits of a layer are: 6 and 5 a weight and a distance, then Huffman words with a table of 300."""
+    _, _, left, fillers, shared, value, distance = LEFT[name]
+    entries = left + fillers
+    found = {"entries": entries, "codebook": [32 * shared] * 2, "tables": [0, 300 * huffman], "padding": [4, 4]}
+    for part, before, after in (("values", 6, value), ("positions", 5, distance)):
+        found[part] = [before * entries, int(after * entries) if huffman else before * entries]
+    return found
+
+
+def stored(variant, seed=0, told=True, **changes):
+    """A run of Deep Compression on LeNet-300-100, whose record says where the bits of its file are if ``told``."""
     layers = [
-        {"name": name, "dense": [out, 1], "compressed": [out, 1], "params": [every] * 2, "bit_ops": [1, 1]}
-        | {"nonzero": [every, left + out], "macs": [every - out] * 2}
-        for name, (every, out, left) in LEFT.items()
+        {"name": name, "dense": [out, 1], "compressed": [out, 1], "params": [every + out] * 2, "bit_ops": [1, 1]}
+        | {"nonzero": [every + out, left + out], "macs": [every] * 2}
+        for name, (every, out, left, *_) in LEFT.items()
     ]
-    nets = {"dense": measured(98.0, bytes=1_066_440), "compressed": measured(97.0, bits=bits, bytes=bits // 8 + 5_000)}
+    tensors = {f"{name}.weight": parts(name, variant == "") for name in LEFT}
+    file = {"header": HEADER, "plain": 32 * 410, "tensors": tensors}
+    file["header"] += -stored_bits(file) % 8
+    compressed = measured(97.0, bytes=stored_bits(file) // 8)
+    nets = {"dense": measured(98.0, bytes=1_066_440), "compressed": compressed, "stored": file if told else None}
     made = a_record().provenance | code_version("deep_compression", registry.ROOT)
     fields = {"method": "deep_compression", "baseline": DEEP, "layers": layers, "seed": seed, "provenance": made}
-    values = {"details": {"values": {"ip1": 40, "ip2": 41, "ip3": 39}}, "options": {"data": "mnist5k"}}
-    chosen = {"hyperparameters": plain(settings(DeepCompression, DEEP + variant))}
-    return a_record(**fields | values | chosen | nets | changes)
+    chosen = {"hyperparameters": plain(settings(DeepCompression, DEEP + variant)), "options": {"data": "mnist5k"}}
+    return a_record(**fields | chosen | nets | changes)
 
 
 def stages(**changes):
-    """The three stages of one seed: 22,000 entries of 32 + 5 bits, then of 6 + 5, then what Huffman coding leaves."""
-    biases, values = 32 * 410, 32 * 120
-    sizes = {"/P": 22_000 * 37 + biases + 8, "/PQ": 22_000 * 11 + biases + values, "": 180_000 + biases + values}
-    return [stored(variant, bits=bits, **changes) for variant, bits in sizes.items()]
+    """The two stages of one seed."""
+    return [stored(variant, **changes) for variant in ("/PQ", "")]
 
 
 def layered(records, label, classes=None):
-    """(a line of the table of LeNet-300-100 by its titles, the footnotes)."""
+    """(a line of the table of LeNet-300-100 by its titles, its footnotes)."""
     known = {"deep_compression": DeepCompression} if classes is None else classes
     boards = leaderboard.build(records, known, {}, registry.ROOT)
     (table,) = surveys.build(records, boards, known, {DEEP: base.load(DEEP)}, [BY_SLUG["deep_compression_lenet300"]])
-    (found,) = [line for line in table.lines if line[0] == label]
-    return dict(zip(table.header, found, strict=True)), table.footnotes
+    (at,) = [i for i, line in enumerate(table.lines) if line[0] == label]
+    return dict(zip(table.header, table.lines[at], strict=True)), [table.footnotes[i - 1] for i in table.notes[at, 0]]
 
 
 def test_layers_stand_beside_the_printed_ones():
     found, _ = layered(stages(), "ip2")
     assert (found["weights left (P) (%) ↓"], found["weights left (P), ours"]) == ("9", "9.0")
     assert (found["weight bits (P+Q), ours"], found["index bits (P+Q), ours"]) == ("6", "5")
-    assert found["size (P+Q), ours"] == f"at least {100 * (2_700 * 11 + 41 * 32) / (32 * 30_000):.2f}"
-    assert found["size (P+Q+H), ours"] == "not in the records"
+    assert (found["weight bits (P+Q+H), ours"], found["index bits (P+Q+H), ours"]) == ("4.8", "4.2")
+    assert found["size (P+Q), ours"] == f"{100 * (3_000 * 11 + 45 * 32 + 4) / (32 * 30_000):.2f}"
+    assert found["size (P+Q+H), ours"] == f"{100 * (3_000 * 9 + 45 * 32 + 300 + 4) / (32 * 30_000):.2f}"
     found, _ = layered(stages(), "total")
-    assert found["weights, ours"] == "266,200" and found["weights left (P), ours"].startswith("8.2 (12.2x)")
-    assert found["size (P+Q), ours"] == f"3.50 ({8 * 1_066_440 / (22_000 * 11 + 32 * 530 + 40_000):.1f}x; short, n=1)"
+    assert found["weights, ours"] == "266,200" and found["weights left (P), ours"] == "8.2 (12.2x)"
+    bits = 8 * stored("/PQ").compressed.bytes
+    assert found["size (P+Q), ours"] == f"{100 * bits / 8 / 1_066_440:.2f} ({8 * 1_066_440 / bits:.1f}x; short, n=1)"
+    entries, words = 21_816 + 3_000 + 260, 21_816 * 4.5 + 3_000 * 4.75 + 260 * 5
+    assert (found["weight bits (P+Q), ours"], found["weight bits (P+Q+H), ours"]) == ("6", f"{words / entries:.1f}")
+
+
+def test_cells_are_means_over_the_seeds():
+    other = stages(seed=1)
+    for record in other:
+        record.stored["tensors"]["ip3.weight"]["positions"][1] += 8 * 26
+        record.compressed.bytes += 26
+    found, (told, _) = layered([*stages(), *other], "ip3")
+    assert found["index bits (P+Q), ours"] == "5.4" and "11.40 bits each" in told
+    assert "n=2" in layered([*stages(), *other], "total")[0]["size (P+Q), ours"]
+
+
+def test_records_that_hold_no_parts_give_the_sizes_of_the_whole_files():
+    for records in (stages(told=False), [stored("/PQ"), stored("", told=False)]):
+        found, notes = layered(records, "ip1")
+        assert (found["weights left (P), ours"], found["size (P+Q+H), ours"]) == ("8.0", "not in the records")
+        assert found["index bits (P+Q+H), ours"] == "not in the records" and notes == []
+        told = layered(stages(), "total")[0]["size (P+Q+H), ours"]
+        assert layered(records, "total")[0]["size (P+Q+H), ours"] == told
+
+
+def taken_apart(module):
+    """Whether the differences of every row add up to its own, and are those that its parts and printed cells give."""
+    (survey,) = [survey for survey in SURVEYS if survey.slug == "deep_compression_lenet300"]
+    by_stage = {"pq": [stored("/PQ")], "pqh": [stored("")]}
+    told = module.explained(survey, by_stage)
+    for label, sentences in told.items():
+        for text in sentences:
+            whole, *points = (float(point) for point in re.findall(r" ([+-]\d+\.\d\d)(?= points:|;| \()", text))
+            if len(points) != (5 if label == "total" else 3) or abs(whole - sum(points)) > 0.031:
+                return False
+    ip3, total = told["ip3"][1], told["total"][1]
+    rest = (
+        12.70 - 26 * 7.5 / 32 - 100 * 64 * 32 / (32 * 1_000)
+    )  # of the printed size; 4.3 + 3.2 bits, 2^6 shared values
+    share = 100 / (32 * 1_000)
+    outside = 100 * (32 * 410 + stored("").stored["header"]) / (8 * 1_066_440)
+    return (
+        f"printed 12.70 % (7.9x), {share * (260 * 8 + 40 * 32 + 304) - 12.7:+.2f} points" in ip3
+        and f"weights left {260 * share * 8 - 26 * 7.5 / 32:+.2f} (8.00 bits each" in ip3
+        and f"shared values {share * 32 * (40 - 64):+.2f};" in ip3
+        and f"(filler zeros 0.00, 0.0 for 100 weights, Huffman tables and unused bits {304 * share:.2f}; " in ip3
+        and f"the printed size leaves {rest:.2f})" in ip3
+        and f"(filler zeros {100 * 300 * 9 / (32 * 30_000):.2f}, {100 * 300 / 2_700:.1f} for 100 weights"
+        in told["ip2"][1]
+        and f"biases and header {outside:+.2f}" in total
+        and f"{100 * 3_300 / 21_776:.1f} for 100 weights" in total
+        and "printed rows over their total -0.05 (they add up to 2.44 % (41.0x))" in total
+        and "rounded by ±0.13)" in total
+    )
 
 
 def test_the_difference_of_the_sizes_is_taken_apart_and_the_parts_add_up():
-    _, (fillers, *told) = layered(stages(), "total")
-    assert f"{100 * 224 / 21_776:.1f} for 100 weights" in fillers
-    for text, ours, bits in zip(told, (22_000 * 11, 180_000), ("11.00", "8.17"), strict=True):
-        points = [float(number) for number in re.findall(r"([+-]\d+\.\d\d) (?:points|are|the)", text)]
-        assert len(points) == 4 and points[0] == pytest.approx(sum(points[1:]), abs=0.021)
-        assert f"({ours / 21_776:.2f} with filler zeros" in text and f"{bits} by the printed rows" in text
-    assert "3.10 % (32.3x)" in told[0] and "2.49 % (40.2x)" in told[1]
+    assert taken_apart(layer_tables)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('2 ** number(row, "weight_bits_pq")', '2 ** number(row, f"weight_bits_{stage}")'),
+        ("inside = sum(found[part] for part in PARTS)", "inside = found['values'] + found['positions']"),
+        ('share["left"] * each', 'share["entries"] * each'),
+        ('theirs["rows"] - theirs["left"] - theirs["shared"]', 'theirs["size"] - theirs["left"] - theirs["shared"]'),
+        ('"rounding": dense * half * each', '"rounding": dense * share * each'),
+        ('share["tables"] + share["padding"]', 'share["tables"]'),
+    ],
+    ids=["words of shared values", "outside", "fillers are weights", "other rows", "rounding", "unused bits"],
+)
+def test_the_oracle_catches_a_changed_line(old, new):
+    assert not taken_apart(mutant(layer_tables, old, new))
 
 
 @pytest.mark.parametrize(
     "records",
     [
         [],
-        stages()[:2],
-        [*stages()[:2], stages(seed=1)[2]],
+        stages()[:1],
+        [stages()[0], stages(seed=1)[1]],
         stages(options={"data": "mnist5k", "holdout": True}),
         stages(parent="0" * 12),
         stages(provenance=a_record().provenance),
@@ -458,13 +534,11 @@ def test_layers_need_all_stages_of_a_seed(records):
 
 def test_the_layers_of_the_nets_have_a_bias_for_every_output():
     for survey in (survey for survey in SURVEYS if survey.layers):
-        record = stored("", layers=measure_layers(survey.layers))
+        found = measure_layers(survey.layers)
         net = base.load(survey.layers).net(10)
-        assert layer_tables.total(record) == sum(p.numel() for n, p in net.named_parameters() if n.endswith("weight"))
-        assert layer_tables.biases(record) == sum(p.numel() for n, p in net.named_parameters() if n.endswith("bias"))
-        kinds = {layer["name"]: layer_tables.bits_of(record, layer)[0] for layer in record.layers}
-        assert kinds == {layer["name"]: 8 if "conv" in layer["name"] else 6 for layer in record.layers}
-        assert [*kinds, "total"] == [row.label for row in survey.rows]
+        assert [*(layer["name"] for layer in found), "total"] == [row.label for row in survey.rows]
+        for layer in found:
+            assert layer_tables.weights(layer)[0] == net.get_submodule(layer["name"]).weight.numel()
 
 
 def measure_layers(name):

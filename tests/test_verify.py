@@ -73,6 +73,14 @@ def test_another_number_is_named_and_another_machine_has_a_tolerance(folder, cap
     assert asked(folder, made) == 1 and "compressed.top1" in capsys.readouterr().out
 
 
+def test_a_record_holds_that_does_not_say_where_the_bits_of_its_file_are(folder, capsys):
+    made = run(config(folder, budget="smoke", seed=5))
+    altered(folder, made, stored=None)
+    assert asked(folder, made) == 0 and "every field is equal" in capsys.readouterr().out
+    altered(folder, made, stored=made.stored | {key: made.stored[key] + i for key, i in (("header", 1), ("plain", -1))})
+    assert asked(folder, made) == 1 and "stored.header" in capsys.readouterr().out
+
+
 def test_what_cannot_be_verified_is_told(folder, capsys):
     made = run(config(folder, budget="smoke", seed=4))
     assert main(["verify", "run=0123456789ab", f"results.dir={folder / 'results'}"]) == 2
