@@ -62,6 +62,12 @@ def test_a_run_writes_a_valid_record_of_what_it_measured(tmp_path):
     assert kept.latency["kernel"] == "dense"
 
 
+def test_layers_that_were_clamped_are_on_the_record(tmp_path):
+    made = run(config(tmp_path, L1Filter(ratio=0.95)))
+    kept = record.load(tmp_path / "results" / "records" / made.place())
+    assert kept.details["clamped"] == ["features.0", "features.4"] and kept.compressed.top1 is not None
+
+
 def test_running_again_replaces_and_another_seed_adds(tmp_path):
     first, again, other = (run(config(tmp_path, seed=s)) for s in (0, 0, 1))
     assert first.id == again.id != other.id and first.compressed == again.compressed

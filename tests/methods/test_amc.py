@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from oracle import mutant, size_of, toy_task
+from scipy import stats
 from torch import nn
 from torchvision.models import resnet50
 
@@ -14,7 +15,7 @@ from baselines.errors import UserError
 from baselines.models.resnet_cifar import ResNetCifar
 from baselines.models.tiny import TinyPlain, tiny_resnet
 from baselines.models.vgg import VGG
-from methods.kit import search
+from methods.kit import search, surgery
 from methods.search import amc
 from methods.search.amc import AMC
 
@@ -313,6 +314,83 @@ def test_a_planted_structure_is_found():
 )
 def test_the_oracle_catches_a_structure_missed(old, new):
     assert not finds_a_planted_structure(mutant(amc, old, new).AMC)
+
+
+LIVE = np.array([2] * 4 + [9] * 4)  # of 10 filters in each of eight convolutions
+EPISODES, WARMUP, SEEDS = 45, 15, range(5)
+
+
+def dead_filters(seed):
+    """A net with so many live filters, at random places; the others are zero, BN and what reads them too."""
+    g, layers, into = torch.Generator().manual_seed(seed), [], 3
+    for live in LIVE:
+        layers += [nn.Conv2d(into, 10, 3, padding=1, bias=False), nn.BatchNorm2d(10), nn.ReLU()]
+        into = 10
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 4))
+    readers = [*(net[3 * i] for i in range(1, len(LIVE))), net[-1]]
+    for i, (live, reader) in enumerate(zip(LIVE, readers, strict=True)):
+        dead = torch.randperm(10, generator=g)[live:]
+        for tensor in (net[3 * i].weight, net[3 * i + 1].weight, reader.weight.transpose(0, 1)):
+            tensor.data[dead] = 0
+    return net
+
+
+def macs_of(widths):
+    """Of that net on 4 x 4 pixels, from the definition."""
+    return sum(16 * 9 * a * b for a, b in zip([3, *widths], widths, strict=False)) + 4 * widths[-1]
+
+
+def live_filters_kept(module, seed, warmup=WARMUP):
+    """(share of its live filters that a layer keeps on average, found; the same where all layers lose alike).
+
+    As many MACs may stay as with the live filters, and 5 % more. ``warmup`` episodes are random. Candidates have marks
+    for what is removed, and nothing is refitted: the search is tried, not the surgery.
+    """
+    net, task = dead_filters(seed), toy_task((3, 4, 4), "paper")
+    module.grams = lambda *args: dict.fromkeys(args[3])
+    module.refit = lambda gram, weight, keep: weight
+    task.seed, task.train, seen = seed, lambda net, *args, **options: net, []
+
+    def kept(candidate):
+        left = [int((m.weight != 0).sum()) for m in candidate if isinstance(m, nn.BatchNorm2d)]
+        return float((np.array(left) / LIVE).mean())
+
+    def validate(candidate):
+        seen.append(kept(candidate))
+        return 100 * seen[-1]
+
+    task.validate = validate
+    goal = 1.05 * macs_of(LIVE.tolist())
+    fields = {"macs_reduction": 1 - goal / macs_of([10] * 8), "calibration": 1}
+    module.AMC(warmup=warmup, episodes=EPISODES - warmup, **fields).compress(net, task)
+    assert len(task.details["rewards"]) == EPISODES
+    widths = [round(10 * share) for share in task.details["policy"].values()]
+    assert macs_of(widths) <= goal < max(macs_of([n + (i == j) for j, n in enumerate(widths)]) for i in range(8))
+    alike = 10 * np.array(list(task.details["uniform"].values()))
+    return max(seen), float((np.minimum(alike, LIVE) / LIVE).mean())
+
+
+@pytest.fixture
+def marked(monkeypatch):
+    """Removed filters get a BN scale of 0 instead."""
+
+    def mark(net, example, keep):
+        for name, kept in keep.items():
+            net[int(name) + 1].weight.data[~kept] = 0
+        return net
+
+    monkeypatch.setattr(surgery, "remove", mark)
+
+
+def test_the_search_beats_random_search_and_equal_shares(marked):
+    """Rank-sum tests over five planted nets; a search that never learns is no better than chance."""
+    ours = mutant(amc, "import math\n", "import math\n\n")  # the same, to be given another grams and refit
+    found, uniform = zip(*(live_filters_kept(ours, seed) for seed in SEEDS), strict=True)
+    lucky = [live_filters_kept(ours, 50 + seed, EPISODES)[0] for seed in range(10)]
+    assert all(stats.ranksums(found, others, alternative="greater").pvalue < 0.05 for others in (lucky, uniform))
+    idle = mutant(amc, "task.rounds(self.episodes), warmup, seed", "task.rounds(self.episodes), 999, seed")
+    unlearned = [live_filters_kept(idle, seed)[0] for seed in SEEDS]
+    assert stats.ranksums(unlearned, lucky, alternative="greater").pvalue > 0.05
 
 
 def test_what_the_record_says():

@@ -403,6 +403,15 @@ def test_one_filter_is_left_at_95_percent():
     assert net(torch.randn(2, 3, 16, 16)).isfinite().all() and net.classifier[1].in_features == 16
 
 
+def test_at_95_percent_of_the_macs_the_run_ends_with_clamped_layers(monkeypatch):
+    monkeypatch.setattr(channel_pruning, "STEPS", 2)  # how many stay is decided before LASSO
+    dense, task = ResNetCifar(20), task_for((3, 32, 32))
+    whole = size_of(dense, (3, 32, 32))[1]
+    net = ChannelPruning(macs_reduction=0.95, images=2).compress(dense, task)
+    assert size_of(net, (3, 32, 32))[1] <= 0.05 * whole and net(torch.randn(2, 3, 32, 32)).isfinite().all()
+    assert task.details["clamped"] and all(task.details["kept"][name] == 1 for name in task.details["clamped"])
+
+
 def test_nothing_is_pruned_at_ratio_0():
     dense = tiny_resnet().eval()
     net = ChannelPruning(ratio=0.0, images=2).compress(copy.deepcopy(dense), task_for())

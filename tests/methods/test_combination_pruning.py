@@ -1,6 +1,7 @@
 """Combination pruning: thresholds against numpy and scipy, the budget in every episode, who touches what."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -227,6 +228,60 @@ def test_the_search_finds_the_layers_that_can_lose_weights():
 def test_the_planted_net_catches_a_search_for_the_worst():
     worst = mutant(combination_pruning, "task.validate(pruned) / 100 - 1", "-task.validate(pruned)")
     assert not finds_the_zeros(worst.CombinationPruning)
+
+
+DEAD = (0.9,) * 4 + (0.1,) * 4  # shares of zeros in eight convolutions of equal size
+EPISODES, WARMUP, SEEDS = 45, 15, range(5)
+
+
+def dead_weights(seed):
+    """A net of convolutions with these shares of zeros."""
+    g = torch.Generator().manual_seed(seed)
+    convs = [nn.Conv2d(8, 8, 3, padding=1) for _ in DEAD]
+    for conv, share in zip(convs, DEAD, strict=True):
+        conv.weight.data = torch.randn(conv.weight.shape, generator=g)
+        conv.weight.data.view(-1)[torch.randperm(576, generator=g)[: round(share * 576)]] = 0
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+def shares_kept(cls, seed, warmup=WARMUP):
+    """(share of its live weights that a layer keeps on average, found; the same where all layers lose alike).
+
+    As many weights may stay as are live, and 5 % more. ``warmup`` episodes are random: all is random search.
+    """
+    dense, task = dead_weights(seed), toy_task((8, 4, 4), "paper", PLAIN)
+    live = np.array([np.count_nonzero(weight) for weight in arrays(dense, CONV).values()])
+
+    def kept(counts):
+        return float(np.minimum(np.array(counts) / live, 1).mean())
+
+    task.seed, task.train = seed, lambda net, *args, **options: net
+    task.validate = lambda net: 100 * kept([np.count_nonzero(weight) for weight in arrays(net, CONV).values()])
+    fields = {"mode": "ddpg", "sparsity": 1 - 1.05 * live.sum() / (576 * len(DEAD)), "calibration": 1}
+    net, details = pruned(cls, dense, task=task, warmup=warmup, episodes=EPISODES - warmup, **fields)
+    assert len(details["rewards"]) == EPISODES
+    return task.validate(net) / 100, kept(576 * np.array(list(details["uniform"].values())))
+
+
+@functools.cache
+def lucky():
+    """What random search of as many episodes finds, from ten seeds."""
+    return [shares_kept(CombinationPruning, 50 + seed, EPISODES)[0] for seed in range(10)]
+
+
+def worse_than_chance_and_uniform(cls):
+    """P-values of rank-sum tests: five searches against random ones of as many episodes, and against equal shares."""
+    found, uniform = zip(*(shares_kept(cls, seed) for seed in SEEDS), strict=True)
+    return [stats.ranksums(found, others, alternative="greater").pvalue for others in (lucky(), uniform)]
+
+
+def test_the_search_beats_random_search_and_equal_shares():
+    assert max(worse_than_chance_and_uniform(CombinationPruning)) < 0.05
+
+
+def test_chance_catches_a_search_that_never_learns():
+    idle = mutant(combination_pruning, "warmup + episodes, warmup, seed_of", "warmup + episodes, 999, seed_of")
+    assert max(worse_than_chance_and_uniform(idle.CombinationPruning)) > 0.05
 
 
 # -- who touches what

@@ -13,6 +13,7 @@ from baselines import base
 from baselines.data import DataOptions, synthetic
 from baselines.errors import UserError
 from baselines.models.lenet import lenet_300_100
+from baselines.models.resnet_cifar import ResNetCifar
 from baselines.models.tiny import TinyPlain, tiny_resnet
 from baselines.models.vgg import VGG
 from baselines.task import Task
@@ -240,6 +241,14 @@ def test_far_pruning_still_ends(build, fields):
         assert "out of reach" in str(error) and "macs_reduction" in fields and build is tiny_resnet
     else:
         assert out(torch.randn(2, 3, 16, 16)).isfinite().all()
+
+
+def test_at_95_percent_of_the_macs_the_run_ends_with_clamped_layers():
+    dense, task = scaled(ResNetCifar(20)), task_for(shape=CIFAR)
+    whole = size_of(dense, (3, 32, 32))[1]
+    net = NetworkSlimming(macs_reduction=0.95, **TRAINED).compress(dense, task)
+    assert size_of(net, (3, 32, 32))[1] <= 0.05 * whole and net(torch.randn(2, 3, 32, 32)).isfinite().all()
+    assert task.details["clamped"] and all(task.details["kept"][name] == 1 for name in task.details["clamped"])
 
 
 def limits_each_layer(cls):
