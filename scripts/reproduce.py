@@ -133,6 +133,17 @@ def widths_of(cells: Iterable[Cell]) -> list[Cell]:
     return [replace(c, method="random_filter", recipe=NO_RECIPE, settings=settings, parent=c) for c in cells]
 
 
+def trained_anew(cells: Iterable[Cell]) -> list[Cell]:
+    """The control of structures: those that these runs found, trained from new weights as the dense net is."""
+    return [replace(c, method="scratch", recipe=OWN_RECIPE, settings={}, parent=c) for c in cells]
+
+
+def as_sparse_as(cells: Iterable[Cell]) -> list[Cell]:
+    """The control of weight pruning: by magnitude, as many weights as each of these runs left in every layer."""
+    settings = {"scope": "parent", "lr": 0.005}
+    return [replace(c, method="magnitude", recipe=NO_RECIPE, settings=settings, parent=c) for c in cells]
+
+
 def at_rate(
     baseline: str, rows: str, rate: float, seeds: tuple[int, ...] = (0, 1, 2), given: bool = False
 ) -> list[Cell]:
@@ -200,6 +211,8 @@ def needed() -> list[Cell]:
         *half("resnet56_cifar10", (0, 1), given=True),
         *at_rate("resnet56_cifar10", LOW_RATE, 0.01, (0,), given=True),
         *board("vgg16_mnist5k", "short", f"{SEARCH} {BITS}"),
+        *trained_anew(board("vgg16_mnist5k", "short", "thinet/macs50 network_slimming/macs50")),
+        *as_sparse_as(board("vgg16_mnist5k", "short", "han_pruning amc/fine_grained")),
         *board("vgg16fc_mnist5k", "short", FC),
         *board("resnet56_cifar100", "short", FIG5, (0,)),
         Cell("magnitude", "resnet56_cifar100", "short", (0,), NO_RECIPE, {"sparsity": 0.8}),

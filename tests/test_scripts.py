@@ -131,6 +131,19 @@ def test_every_method_and_every_recipe_is_in_the_matrix_or_excluded_with_a_reaso
             assert net in reproduce.EXCLUDED or wanted <= there, (method, name)
 
 
+def test_controls_start_from_runs_of_the_matrix():
+    cells = reproduce.matrix()
+    places = {reproduce.run_of(cell): place for place, cell in enumerate(cells)}
+    children = {reproduce.run_of(cell): cell for cell in cells if cell.parent}
+    assert {(c.method, c.parent.method) for c in children.values()} >= {
+        *(("random_filter", method) for method in ("thinet", "channel_pruning", "entropy", "apoz", "gal")),
+        *(("scratch", "thinet"), ("scratch", "network_slimming")),
+        *(("magnitude", "han_pruning"), ("magnitude", "amc")),
+    }
+    for run, cell in children.items():
+        assert places[reproduce.run_of(cell.parent)] < places[run] and set(cell.seeds) <= set(cell.parent.seeds)
+
+
 def test_structured_methods_have_their_operating_points_wherever_they_can_be_compared():
     cells = reproduce.matrix()
     for net, budgets in (("vgg16_mnist5k", ["short"]), ("resnet56_cifar10", ["short", "paper"])):

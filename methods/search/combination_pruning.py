@@ -7,7 +7,7 @@ Idea: convolutions and fully connected layers ask for different criteria. Reinfo
 convolution may become at a given sparsity of all of them; a threshold of mean plus three standard deviations, beyond
 which 0.27 % of a normal distribution lie, leaves the few large weights of each fully connected layer.
 
-Here: DDPG takes one step per convolution; its action is the share of weights that goes, which are those of the smallest
+Here: DDPG takes one step per convolution; its action is the share of weights that stays, those of the largest
 magnitude; the reward is minus the error of the pruned net before any retraining; the best episode counts. Then the
 fully connected layers are thresholded, and the net is retrained with the zeros held. ``mode`` "ddpg" does the first
 alone, "three_sigma" the second (on all layers, or with ``whole=false`` on the fully connected ones), as the rows of the
