@@ -94,6 +94,7 @@ def zero_board(baseline: str, images: int | None = None) -> list[Cell]:
 
     ``images``: how many the activations are taken from, where 500 (APoZ: its 1,000) of 224 x 224 pixels cost too much.
     Channel pruning then takes more samples of each: least squares have 4,608 unknowns in ResNet-50's last blocks.
+    Network slimming's limit makes its one threshold a uniform ratio: the scales are those of the trained net.
     """
     fewer, images = {"images": images} if images else {}, images or 500
     cells = [Cell("dense", baseline, "zero", given=True)]
@@ -106,6 +107,7 @@ def zero_board(baseline: str, images: int | None = None) -> list[Cell]:
             ("entropy", {"ratio": ratio, "layerwise": False, "images": images}, (0,)),
             ("thinet", {"ratio": ratio, "layerwise": False, "images": images}, (0,)),
             ("channel_pruning", {"ratio": ratio, "images": images, "locations": 5000 // images}, (0,)),
+            ("network_slimming", {"ratio": ratio, "limit": ratio, "scratch": False}, (0,)),
         ):
             cells.append(Cell(method, baseline, "zero", seeds, NO_RECIPE, settings, given=True))
     return cells
@@ -133,9 +135,9 @@ def widths_of(cells: Iterable[Cell]) -> list[Cell]:
     return [replace(c, method="random_filter", recipe=NO_RECIPE, settings=settings, parent=c) for c in cells]
 
 
-def trained_anew(cells: Iterable[Cell]) -> list[Cell]:
+def trained_anew(cells: Iterable[Cell], variants: Iterable[str] = (OWN_RECIPE,)) -> list[Cell]:
     """The control of structures: those that these runs found, trained from new weights as the dense net is."""
-    return [replace(c, method="scratch", recipe=OWN_RECIPE, settings={}, parent=c) for c in cells]
+    return [replace(c, method="scratch", recipe=v, settings={}, parent=c) for c in cells for v in variants]
 
 
 def as_sparse_as(cells: Iterable[Cell]) -> list[Cell]:
@@ -226,8 +228,10 @@ def needed() -> list[Cell]:
         *board("resnet56_cifar100", "short", REPDISTILLER, (0,)),
         *board("resnet56_cifar100", "paper", f"{RESNET56} {REPDISTILLER} l1_filter/weight_sum hrank"),
         *board("vgg16_cifar10", "paper", f"{VGG16} ghostnet hrank/HRank-1 hrank/HRank-3 student kd hrank"),
+        *trained_anew(board("vgg16_cifar10", "paper", "l1_filter"), (OWN_RECIPE, "B")),
         *board("resnet50_imagenette", "paper", "dense hrank l1_filter random_filter", given=True),
         *board("resnet56_cifar10", "paper", f"{RESNET56} l1_filter/A hrank/HRank-1 hrank/HRank-3 hrank", given=True),
+        *trained_anew(board("resnet56_cifar10", "paper", "l1_filter l1_filter/A", given=True), (OWN_RECIPE, "B")),
     ]
 
 
@@ -244,16 +248,24 @@ def operating_points() -> list[Cell]:
 
 
 def every_recipe() -> list[Cell]:
-    """Every recipe of every method, short and paper, but for those of the baselines in EXCLUDED."""
+    """Every recipe of every method, short and paper, but for those of the baselines in EXCLUDED.
+
+    ``scratch`` takes the structure of ``l1_filter`` at half of the MACs.
+    """
     from repro.registry import entries
 
     cells = []
     for baseline, budget in places((*DIALLED, *OTHERS)):
         seeds, given, tier = seeds_of(baseline, budget)[:1], is_given(baseline, budget), TIERS[budget] + 1
+        parent = Cell("l1_filter", baseline, budget, seeds, NO_RECIPE, {"macs_reduction": 0.5}, given)
         for method, entry in entries().items():
             names = [name.partition("/") for name in (entry.cls.recipes if entry.cls else ())]
             variants = [variant for net, _, variant in names if net == baseline]
-            cells += [Cell(method, baseline, budget, seeds, v, given=given, tier=tier) for v in variants]
+            if method == "scratch":
+                here = trained_anew([parent], variants)
+            else:
+                here = [Cell(method, baseline, budget, seeds, v, given=given) for v in variants]
+            cells += [replace(cell, tier=tier) for cell in here]
     return cells
 
 

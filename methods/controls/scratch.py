@@ -64,6 +64,7 @@ class Scratch(Method):
             "vgg16_cifar10": {"epochs": 160.0, "lr": 0.1},
             "resnet56_cifar10": {"epochs": 160.0, "lr": 0.1},
             "resnet56_cifar100": {"epochs": 160.0, "lr": 0.1},
+            "resnet50_imagenette": {"epochs": 90.0, "lr": 0.0125},  # batches of 32
             "resnet50_imagenet": {"epochs": 90.0, "lr": 0.1},
         }.items()
         for variant, mode in (("", "E"), ("/B", "B"))
