@@ -160,7 +160,7 @@ SPARSE = "han_pruning magnitude/2x magnitude/4x magnitude/8x magnitude/16x magni
 SEARCH = "amc amc/fine_grained abcpruner abcpruner/macs50 combination_pruning"
 DEEP = "deep_compression deep_compression/PQ deep_compression/P"
 BITS = f"{DEEP} twn twn/layer twn/exact binaryconnect bnn xnor_net xnor_net/bwn"
-LENET = f"dense han_pruning magnitude/han {DEEP}"
+LENET = f"dense han_pruning magnitude/han {DEEP} twn binaryconnect bnn xnor_net xnor_net/bwn svd"
 CONVNET = "dense twn binaryconnect bnn xnor_net xnor_net/bwn"
 FC = "dense combination_pruning combination_pruning/ddpg combination_pruning/three_sigma"
 FIG5 = "dense combination_pruning l1_filter/weight_sum apoz/survey"
@@ -219,8 +219,8 @@ def needed() -> list[Cell]:
         *board("resnet56_cifar100", "short", FIG5, (0,)),
         Cell("magnitude", "resnet56_cifar100", "short", (0,), NO_RECIPE, {"sparsity": 0.8}),
         *board("resnet56_cifar10", "short", "amc deep_compression twn xnor_net bnn", (0, 1), given=True),
-        *board("lenet300_mnist5k", "short", f"{LENET} svd"),
-        *board("lenet5_mnist5k", "short", f"{LENET} twn svd"),
+        *board("lenet300_mnist5k", "short", LENET),
+        *board("lenet5_mnist5k", "short", LENET),
         *board("bnn_convnet_mnist5k", "short", CONVNET),
         *board("vgg16_mnist5k", "short", f"{DISTILLATION} {COMPACT} {LOW_RANK}"),
         *board("resnet56_cifar10", "short", "student kd fitnets at ghostnet svd svd/oneshot", (0, 1), given=True),

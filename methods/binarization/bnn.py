@@ -27,7 +27,7 @@ Deviations
 - The accuracy is that of the last epoch; the paper takes the epoch that is best on held-out training images.
 - ``stochastic`` trains as the rest does; the paper's Torch7 runs also have shift-based BN and AdaMax, batches of 200,
   a rate that is halved every 50 epochs, and whitened images.
-- VGG-16, VGG-small and residual nets are not in the paper and take the settings of its CIFAR-10 net. On MNIST, whose
+- VGG-16, VGG-small, LeNets and residual nets are not in the paper and take the settings of its CIFAR-10 net. On MNIST, whose
   training is short, the rate is higher: chosen on images held out of training.
 """
 
@@ -83,6 +83,7 @@ class BNN(Method):
         **{f"{net}_mnist5k": MNIST for net in NETS},
         **{f"{net}_cifar10/stochastic": STOCHASTIC for net in NETS},
         **{f"{net}_mnist5k/stochastic": {**MNIST, **STOCHASTIC} for net in NETS},
+        **{f"{net}_mnist5k": MNIST for net in ("lenet300", "lenet5")},
         "resnet56_cifar10": {},
         "resnet56_cifar100": {},
         "resnet50_imagenette": {},

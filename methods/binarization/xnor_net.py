@@ -97,6 +97,8 @@ class XNORNet(Method):
         **variants("vggsmall_mnist5k", MNIST),
         **variants("vggsmall_cifar10", CIFAR),
         **variants("vgg16_mnist5k", MNIST),
+        **variants("lenet300_mnist5k", MNIST),
+        **variants("lenet5_mnist5k", MNIST),
         **variants("vgg16_cifar10", CIFAR),
         **variants("resnet56_cifar10", CIFAR),
         **variants("resnet56_cifar100", CIFAR),

@@ -22,7 +22,8 @@ Deviations
 - The text trains LeNet-5 with a hinge loss; every net has cross-entropy here, as in the authors' code.
 - The paper's VGG-7 has one 1024-unit layer, the ConvNet of BinaryConnect and BNN here two, VGG-small none; Caffe's
   LeNet-5 is narrower than the paper's (32-64-512), without batch normalisation, which they put behind ternary layers.
-- VGG-small, VGG-16, ResNet-56 and ResNet-50 are not in the paper and take the settings of CIFAR-10 or MNIST.
+- VGG-small, VGG-16, ResNet-56 and ResNet-50 are not in the paper and take the settings of CIFAR-10 or MNIST. Nor is
+  LeNet-300-100, with a rate chosen on held-out images.
 - ``scratch=false``, with which the trained net is ternarised and goes on from there, is not in the paper: the recipes
   /trained, and those of Imagenette, whose few images cannot train a ResNet-50 from new weights.
 """
@@ -86,6 +87,7 @@ class TWN(Method):
     recipes: ClassVar[dict[str, dict]] = {
         "lenet5_mnist5k": MNIST,
         "lenet5_mnist5k/layer": {**MNIST, **LAYER},
+        "lenet300_mnist5k": {**MNIST, "lr": 0.03},
         **variants("bnn_convnet_mnist5k", MNIST),
         **variants("bnn_convnet_cifar10", {}),
         **variants("vggsmall_mnist5k", MNIST),
