@@ -27,8 +27,8 @@ Deviations
 - The accuracy is that of the last epoch; the paper takes the epoch that is best on held-out training images.
 - ``stochastic`` trains as the rest does; the paper's Torch7 runs also have shift-based BN and AdaMax, batches of 200,
   a rate that is halved every 50 epochs, and whitened images.
-- VGG-16, VGG-small, LeNets and residual nets are not in the paper and take the settings of its CIFAR-10 net. On MNIST, whose
-  training is short, the rate is higher: chosen on images held out of training.
+- VGG-16, VGG-small, LeNets and residual nets are not in the paper and take the settings of its CIFAR-10 net. On MNIST,
+  whose training is short, the rate is higher: chosen on images held out of training.
 """
 
 from __future__ import annotations
