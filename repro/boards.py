@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 SEPARATION = 2.0  # combined stds between the dense net and a random control below which a board cannot rank
 NOT_RUN = "not run yet"
+REMOVING = ("filter_pruning", "structured_sparsity", "search")  # families that take structure away
+CONTROLS = {"random_filter": REMOVING, "scratch": REMOVING, "student": ("distillation",)}
+CONTROLS |= {"magnitude": ("weight_pruning", "weight_sharing")}  # which families a control stands beside
 SPEEDS = {"speedup_batch1": (1, False), "speedup_batch64": (64, True)}  # batch size; one thread, or all
 ZERO = "zero training: top-1 right after compression, no fine-tuning"
 
@@ -120,7 +123,7 @@ def _board(records: list[Record], view: _View) -> Board:
         for row in same if len(same) > 1 else []:
             row["setting"] = f"{label[1]} #{row['ids'][:4]}"
     rows.sort(key=_order)
-    remarks = _rank(rows, metric) + _not_run(first, rows, view)
+    remarks = _rank(rows, metric) + _controls(rows) + _dense_nets(records) + _not_run(first, rows, view)
     footnotes = _footnotes(rows)
     data = _data(first)
     name = first.baseline if not data or data in first.baseline else f"{first.baseline} ({data})"
@@ -372,6 +375,30 @@ def _not_run(first: Record, rows: list[dict], view: _View) -> list[str]:
     return [f"Reported in papers for this net, {NOT_RUN} at this budget: {', '.join(waiting)}."] if waiting else []
 
 
+def _controls(rows: list[dict]) -> list[str]:
+    """A remark that names the controls which the board's families call for, but the dense net, and which have no run on it."""
+    here, families = {row["method"] for row in rows if row["n"]}, {row["family"] for row in rows}
+    trained = rows[0]["budget"] != "zero"  # where nothing is trained, nothing is trained from scratch
+    called = [name for name, beside in CONTROLS.items() if families & {*beside} and (trained or name != "scratch")]
+    missing = [name for name in called if name not in here]
+    return [f"Controls {NOT_RUN} on this board: {', '.join(missing)}."] if missing else []
+
+
+def _dense_nets(records: list[Record]) -> list[str]:
+    """A remark where runs with the same seed did not all start from the same dense net."""
+    nets: dict[int, dict[str, float]] = defaultdict(dict)
+    for record in records:
+        if record.status == "ok" and record.kind == "run":
+            nets[record.seed][record.provenance["dense_sha256"]] = record.dense.top1
+    seed, most = max(nets.items(), key=lambda item: len(item[1]), default=(0, {}))
+    if len(most) < 2:
+        return []
+    return [
+        f"Runs of one seed do not all have the same dense net ({len(most)} nets of seed {seed}, top-1 "
+        f"{min(most.values()):.2f} to {max(most.values()):.2f}): Δ is against the run's own, not against the first row."
+    ]
+
+
 # ----------------------------------------------------------------------------------------------------- ranks
 
 
@@ -409,10 +436,11 @@ def _agreement(short: Board, paper: Board) -> list[str]:
 def _rank(rows: list[dict], metric: str) -> list[str]:
     """Fill in the ranks, unless the board cannot tell methods apart; the remarks that say so."""
     known = [row[f"{metric}_std"] for row in rows if row[f"{metric}_std"] is not None]
-    if not known:
-        return ["No ranks: no row has two seeds yet, so the noise is not known."]
-    pooled = math.sqrt(math.fsum(std**2 for std in known) / len(known))
     control = [row for row in rows if row["method"].startswith("random") and row["n"]]
+    unsure = [] if control else ["No random control yet: whether this board can tell methods apart is not known."]
+    if not known:
+        return ["No ranks: no row has two seeds yet, so the noise is not known.", *unsure]
+    pooled = math.sqrt(math.fsum(std**2 for std in known) / len(known))
     gaps = [(-row["delta"], _combined(row, metric, pooled)) for row in control]
     if gaps and all(gap < SEPARATION * std for gap, std in gaps):
         gap, std = max(gaps)
@@ -424,7 +452,7 @@ def _rank(rows: list[dict], metric: str) -> list[str]:
         rivals = [r for r in rows if r["method"] != "dense" and r["starts_from"] == start and r["n"]]
         for row, place in zip(rivals, _places(rivals, metric, pooled), strict=True):
             row["rank"] = place
-    return [] if gaps else ["No random control yet: whether this board can tell methods apart is not known."]
+    return unsure
 
 
 def _combined(row: dict, metric: str, pooled: float) -> float:
@@ -435,10 +463,13 @@ def _combined(row: dict, metric: str, pooled: float) -> float:
 
 
 def _places(rivals: list[dict], metric: str, pooled: float) -> list[int]:
-    """1 + how many rivals are better by more than the combined std of the two."""
+    """1 + how many rivals are better by more than the combined std of the two, but never before a higher mean: a
+    large deviation of its own is no merit."""
     import numpy as np
 
     mean = np.array([row[metric] for row in rivals], dtype=float)
     std = np.array([pooled if row[f"{metric}_std"] is None else row[f"{metric}_std"] for row in rivals], dtype=float)
     better = mean[None, :] - mean[:, None] > np.hypot(std[None, :], std[:, None]) + 1e-9
-    return [1 + int(count) for count in better.sum(axis=1)]
+    places, order = 1 + better.sum(axis=1), np.argsort(-mean, kind="stable")
+    places[order] = np.maximum.accumulate(places[order])
+    return [int(place) for place in places]

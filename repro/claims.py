@@ -257,7 +257,7 @@ def _difference(one: Comparison) -> str:
 
 def _reductions(one: Comparison) -> str:
     shares = [row["macs_reduction"] for row in one.rows]
-    return " / ".join(NONE if share is None else f"{100 * share:.1f} %" for share in shares) or NONE
+    return " / ".join(NONE if share is None else f"{100 * share:z.1f} %" for share in shares) or NONE
 
 
 CELLS = {

@@ -233,7 +233,7 @@ def accountings(
 
 def _counts(both: Counts) -> list[str]:
     pairs = [(both[f"dense_{name}"], both[name]) for name in ("params", "macs")]
-    return [t for a, b in pairs for t in (f"{a:,}", f"{b:,}", f"{100 * (1 - b / a):.1f} %" if a else "")]
+    return [t for a, b in pairs for t in (f"{a:,}", f"{b:,}", f"{100 * (1 - b / a):z.1f} %" if a else "")]
 
 
 def bar(layer: dict[str, Any]) -> dict[str, Any]:

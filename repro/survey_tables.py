@@ -414,7 +414,7 @@ RESNET50_TABLES = (
         GAL-1 | 69.88 | 89.75 | 1.58B | 14.67M | mfmi | gal
         GAL-0.5-joint | 71.80 | 90.82 | 1.84B | 19.31M | mfmi | gal
         HRank-2 | 71.98 | 91.01 | 1.55B | 13.77M | hrank,D | hrank | hrank_resnet50_by_rule
-        ThiNet-50 | 68.42 | 88.30 | 1.10B | 8.66M | mfmi,D | thinet
+        ThiNet-50 | 68.42 | 88.30 | 1.10B | 8.66M | mfmi,D | thinet | thinet_resnet50_30
         GAL-1-joint | 69.31 | 89.12 | 1.11B | 10.21M | mfmi | gal
         HRank-3 | 69.10 | 89.58 | 0.98B | 8.27M | mfmi | hrank
         """,
@@ -443,7 +443,7 @@ RESNET50_TABLES = (
         ResNet-50 (ThiNet) | - | - | 72.88 | 91.14 | 7.72B 2/MAC | - | 25.56M | - | grid | dense | thinet_resnet50_base
         ThiNet-70 | - | - | 72.04 | 90.67 | 4.88B 2/MAC | - | 16.94M | - | thinet,fq,tq | thinet | thinet_resnet50_70
         ThiNet-50 | - | - | 71.01 | 90.02 | 3.41B 2/MAC | - | 12.38M | - | tq,D | thinet | thinet_resnet50_50
-        ThiNet-30 | - | - | 68.42 | 88.30 | 2.20B 2/MAC | - | 8.66M | - | mfmi,D | thinet
+        ThiNet-30 | - | - | 68.42 | 88.30 | 2.20B 2/MAC | - | 8.66M | - | mfmi,D | thinet | thinet_resnet50_30
         @ README of Roll920/ThiNet_Code: the same net, images of kept aspect ratio, and the version of TPAMI
         Same, aspect kept | - | - | 75.30 | 92.20 | 7.72B 2/MAC | - | 25.56M | - | thinet | dense | thinet_resnet50_base
         ThiNet-70 (TPAMI) | - | - | 74.03 | 92.11 | 4.88B 2/MAC | - | 16.94M | - | thinet | thinet | thinet_resnet50_70
@@ -478,7 +478,7 @@ RESNET50_TABLES = (
         SSR-L2,0 (in DNAL), 1.9B | - | - | 72.29 | 90.73 | 1.9B | - | 15.5M | - | dnal | ssr
         SSR-L2,0 (in DNAL), 1.7B | - | - | 71.47 | 90.19 | 1.7B | - | 12.0M | - | dnal | ssr
         ThiNet-50, TPAMI (in DNAL) | - | - | 72.03 | 90.99 | 1.71B | - | 12.38M | - | dnal | thinet | thinet_resnet50_50
-        ThiNet-30, TPAMI (in DNAL) | - | - | 68.17 | 88.86 | 1.10B | - | 8.66M | - | dnal | thinet
+        ThiNet-30, TPAMI (in DNAL) | - | - | 68.17 | 88.86 | 1.10B | - | 8.66M | - | dnal | thinet | thinet_resnet50_30
         GDP-0.6 (in DNAL) | - | - | 71.89 | 90.71 | 1.88B | - | - | - | dnal | gdp
         GDP-0.5 (in DNAL) | - | - | 70.93 | 90.14 | 1.57B | - | - | - | dnal | gdp
         """,
@@ -713,10 +713,10 @@ COMPACT_TABLES = (
         MobileNetV1 1.0 @128 | 64.4 | - | 4.2M | 186M | paper,D | mobilenet_v1 | mobilenet_v1_1_128
         @ ShuffleNet (CVPR 2018), Table 2 (printed as errors)
         ShuffleNetV1 1x g=1 | 66.4 | - | - | ~140M | paper,D | shufflenet_v1 | shufflenet_g1_1x
-        ShuffleNetV1 1x g=2 | 67.3 | - | - | ~140M | paper,D | shufflenet_v1
+        ShuffleNetV1 1x g=2 | 67.3 | - | - | ~140M | paper | shufflenet_v1
         ShuffleNetV1 1x g=3 | 67.4 | - | - | ~140M | paper,D | shufflenet_v1 | shufflenet_g3_1x
-        ShuffleNetV1 1x g=4 | 67.2 | - | - | ~140M | paper,D | shufflenet_v1
-        ShuffleNetV1 1x g=8 | 67.6 | - | - | ~140M | paper,D | shufflenet_v1
+        ShuffleNetV1 1x g=4 | 67.2 | - | - | ~140M | paper | shufflenet_v1
+        ShuffleNetV1 1x g=8 | 67.6 | - | - | ~140M | paper | shufflenet_v1
         @ README of megvii-model/ShuffleNet-Series (printed as errors)
         ShuffleNetV1 2x g=3 (release) | 74.1 | 91.4 | 5.4M | 524M | megvii | shufflenet_v1
         ShuffleNetV1 1.5x g=3 (release) | 71.6 | 90.2 | 3.4M | 292M | megvii | shufflenet_v1
@@ -752,9 +752,9 @@ COMPACT_TABLES = (
         EfficientNet-B0 @224 | 77.1 | 93.3 | 5.3M | 0.39B | keras,D | efficientnet | efficientnet_b0
         EfficientNet-B1 @240 | 79.1 | 94.4 | 7.8M | 0.70B | keras,D | efficientnet | efficientnet_b1
         EfficientNet-B2 @260 | 80.1 | 94.9 | 9.2M | 1.0B | keras,D | efficientnet | efficientnet_b2
-        EfficientNet-B3 @300 | 81.6 | 95.7 | 12M | 1.8B | keras,D | efficientnet
+        EfficientNet-B3 @300 | 81.6 | 95.7 | 12M | 1.8B | keras | efficientnet
         EfficientNet-B4 @380 | 82.9 | 96.4 | 19M | 4.2B | keras,D | efficientnet | efficientnet_b4
-        EfficientNet-B5 @456 | 83.6 | 96.7 | 30M | 9.9B | keras,D | efficientnet
+        EfficientNet-B5 @456 | 83.6 | 96.7 | 30M | 9.9B | keras | efficientnet
         EfficientNet-B6 @528 | 84.0 | 96.8 | 43M | 19B | keras,D | efficientnet | efficientnet_b6
         EfficientNet-B7 @600 | 84.3 | 97.0 | 66M | 37B | effnet,D | efficientnet | efficientnet_b7
         @ RegNet (CVPR 2020), model zoo of facebookresearch/pycls

@@ -15,7 +15,7 @@ from repro.boards import NOT_RUN, Boards, mean
 from repro.record import Record
 from repro.structures import FIGURE, STRUCTURES, figure, needed
 from repro.survey_tables import COLUMNS, NETS, SURVEYS, Row, Survey
-from repro.verdict import SLACK, counts, delta, structure, verdict
+from repro.verdict import SLACK, counts, delta, share_of, structure, verdict
 
 NONE = "–"
 NO_METHOD = "not in the suite yet"
@@ -23,6 +23,7 @@ NO_NET = "net not in the suite"
 NO_RECIPE = "no recipe for this row yet"
 NOT_STORED = "not in the records"
 BUDGETS = ("paper", "short")  # in the order of preference; others never stand beside a printed figure
+WEIGHTS_ALONE = " (weights alone)"
 SIZES = ("params", "macs", "params_reduction", "macs_reduction")
 OURS = (*SIZES, "base_top1", "base_top5", "top1", "top5", "error", "delta")
 AS_REPORTED = ("base_top1", "base_top5", "top1", "top5", "delta", *SIZES)
@@ -45,7 +46,8 @@ The tables that papers and surveys print, row by row, with what is measured here
   **{NO_METHOD}**, **{NO_NET}**: as they say.
   **not comparable**: our runs with these settings start from another net than the row's own, as is said there.
 * **verdict**: as on the leaderboard. **structure**: the printed sizes against those of the published structure,
-  counted again without training ("recount"), and of the nets of our runs ("run"), within the rounding of the figure.
+  counted again without training ("recount"; "weights alone": without biases and batch normalisation), and of the nets
+  of our runs ("run"), within the rounding of the figure.
 * Tables **layer by layer**: what one paper prints of each layer of one net, and what our files hold of it; how the
   sizes differ stands below, in points that add up. A printed size is taken to hold the weights left at the printed
   bits, and all 2^bits shared values of a layer; biases and a header are nowhere printed.
@@ -314,10 +316,13 @@ def _recount(claim: Claim, methods: Mapping[str, type[Method]]) -> str:
     words = []
     for name, what in (("params", "params"), ("macs", "MACs")):
         value, half = _sizes(claim).get(name, (None, 0.0))
-        sizes = [size for size in (getattr(row, name), row.weights if name == "params" else None) if size]
+        sizes = {"": getattr(row, name), WEIGHTS_ALONE: row.weights if name == "params" else None}
         if value is not None:
-            exact = any(abs(size - value) <= half * (1 + 1e-9) for size in sizes)
-            words.append(f"{what} exact" if exact else f"{what} differ by {100 * (sizes[0] / value - 1):+.1f} %")
+            exact = [how for how, size in sizes.items() if size and abs(size - value) <= half * (1 + 1e-9)]
+            off = f"{what} differ by {share_of(sizes[''] / value - 1)}"
+            words.append(f"{what} exact{exact[0]}" if exact else off)
+        elif _cells(claim.survey, claim.row, claim.at).get(name, "").startswith("~"):
+            words.append(f"{what} {sizes['']:,}")
     waits = isinstance(row.how, str) or needed(row) not in ("", *methods)
     return ", ".join(words) and f"recount: {', '.join(words)}{' (not built here yet)' if waits else ''}"
 

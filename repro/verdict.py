@@ -117,12 +117,17 @@ def structure(printed: Reported, group: list[Record]) -> str:
         elif count is not None:
             worst = max((both[name] - count for both in known), key=abs)
             exact = abs(worst) <= _rounding(count)
-            found.append(f"{what} exact" if exact else f"{what} differ by {100 * worst / count:+.1f} %")
+            found.append(f"{what} exact" if exact else f"{what} differ by {share_of(worst / count)}")
         else:
             worst = max((100 * (1 - both[name] / max(1, both[f"dense_{name}"])) - share for both in known), key=abs)
             exact = abs(worst) <= _rounding(share, percent=True)
             found.append(f"{what} exact" if exact else f"{what} differ by {worst:+.1f} points of reduction")
     return ", ".join(found)
+
+
+def share_of(value: float) -> str:
+    """A share that is not zero, in percent with its sign: one decimal, or the first digit that tells it from zero."""
+    return f"{100 * value:{'+.1f' if abs(value) >= 0.0005 else '+.1g'}} %"
 
 
 def counts(record: Record, rule: str) -> Counts | None:

@@ -200,6 +200,8 @@ def test_reductions_are_physical_and_the_size_ratio_is_of_measured_bytes():
     assert (row["sparsity"], row["theoretical_speedup"], row["speedup_batch1"]) == (0.75, 10.0, None)
     line = table([a_run(dense=old, compressed=new)])[1]
     assert (line["params reduction"], line["MACs reduction"], line["compression"]) == ("60.0 %", "75.0 %", "8.0x")
+    grown = table([a_run(dense=old, compressed=replace(new, params=1_000, macs=100_001))])[1]
+    assert grown["MACs reduction"] == "0.0 %"  # no sign on what rounds to zero
     (row,) = rows([a_run(dense=replace(old, bytes=None), compressed=new)])
     assert row["compression_ratio"] is None
     assert "compression" not in table([a_run(dense=replace(old, bytes=None), compressed=new)])[1]
@@ -305,6 +307,11 @@ def test_rows_closer_than_one_combined_std_share_a_rank():
     assert ranks([*apart, *random_rows()]) == {"ratio=1": 1, "ratio=2": 2, "ratio=3": 2, "ratio=4": 3}
 
 
+def test_a_large_deviation_does_not_lift_a_row_over_a_better_one():
+    scattered = [*fakes((92.0, 92.2), (91.0, 91.2), (84.0, 96.0)), *random_rows()]
+    assert ranks(scattered) == {"ratio=1": 1, "ratio=2": 2, "ratio=3": 2}
+
+
 def test_trained_and_scratch_are_ranked_apart():
     records = [*fakes((92.0, 92.2)), *random_rows(), *seeds(70.0, 71.0, method="other", starts_from="scratch")]
     ranked = {row["method"]: row["rank"] for row in only([*records, dense()]).rows}
@@ -330,6 +337,31 @@ def test_a_board_that_cannot_tell_random_from_dense_does_not_rank():
 def test_without_two_seeds_or_a_control_the_board_says_what_is_not_known():
     assert "No ranks: no row has two seeds yet" in only([a_run(), *random_rows((80.0,))]).remarks[0]
     assert "No random control yet" in only(fakes((92.0, 92.2))).remarks[0]
+    assert only([a_run()]).remarks[1].startswith("No random control yet")  # said also where there is no rank
+
+
+def test_the_head_names_the_controls_that_the_families_call_for():
+    def missing(*records):
+        return [remark for remark in only(records).remarks if remark.startswith("Controls ")]
+
+    assert missing(a_run()) == ["Controls not run yet on this board: random_filter, scratch."]
+    assert missing(a_run(), *random_rows()) == ["Controls not run yet on this board: scratch."]
+    assert missing(a_run(budget="zero"), a_run(budget="zero", method="random_filter")) == []
+    assert missing(a_run(family="distillation")) == ["Controls not run yet on this board: student."]
+    assert missing(a_run(family="binarization")) == []
+    failed = a_run(method="random_filter", status="diverged", compressed=measured(None, params=500))
+    assert missing(a_run(), failed) == missing(a_run())
+
+
+def test_dense_nets_of_one_seed_that_differ_are_told_at_the_head():
+    def told(*records):
+        return [remark for remark in only(records).remarks if remark.startswith("Runs of one seed")]
+
+    one, other = (a_record().provenance | {"dense_sha256": letter * 64} for letter in "ab")
+    first, second = dense(93.5, provenance=one), a_run(dense=measured(93.7), provenance=other)
+    (remark,) = told(first, second)
+    assert "(2 nets of seed 0, top-1 93.50 to 93.70): Δ is against the run's own" in remark
+    assert told(first, replace(second, seed=1)) == told(first, a_run(provenance=one)) == []
 
 
 # ---------------------------------------------------------------------------------------------- ours and the paper's

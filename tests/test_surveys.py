@@ -297,8 +297,20 @@ def test_printed_sizes_stand_against_the_structure(nothing_run):
     assert found[HRANK, "HRank-2"] == "recount: params differ by +82.1 %, MACs differ by +7.4 %"
     assert found["resnet50_imagenet_others", "ThiNet-50"] == "recount: params exact, MACs exact"
     assert found["compact_imagenet", "Xception @299"].startswith("recount: params exact, MACs exact")
+    assert found["resnet56_cifar10_hrank", "L1"] == "recount: params exact (weights alone), MACs differ by +0.008 %"
+    assert found["compact_imagenet", "ShuffleNetV1 1x g=3"].startswith("recount: MACs 137,")  # printed: "~140M"
     waiting = line([], "SENet-154 (Caffe release)", slug="compact_imagenet")
     assert waiting["structure"] == "recount: params exact (not built here yet)"
+
+
+def test_what_is_said_to_be_recounted_has_its_recount_beside_it(nothing_run):
+    told = [
+        (table.survey.slug, row[0], row[table.header.index("structure")])
+        for table in nothing_run
+        for row in table.lines
+        if "recounted" in row[-1]
+    ]
+    assert len(told) > 50 and [one for one in told if not one[2].startswith("recount: ")] == []
 
 
 # -------------------------------------------------------------------------------------------------- what contradicts
