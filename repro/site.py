@@ -1,4 +1,5 @@
-"""The records as a folder of web pages that need no network: boards with plots, a card per method, a page per run.
+"""The records as a folder of web pages that need no network: boards with plots, the printed tables with ours beside
+them, the claims, a card per method, a page per run.
 
 The same records give the same bytes. A folder that this module did not write is never replaced.
 """
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from baselines import base
 from baselines.errors import UserError
-from repro import leaderboard, registry, report
+from repro import claims as claimed
+from repro import leaderboard, registry, report, surveys
 from repro.boards import NOT_RUN, Board, build, grouped, mean
 from repro.leaderboard import HEADER, NONE
 from repro.planes import PLANES, costs, pareto_front
@@ -118,11 +120,17 @@ def files(
     for record in by_id.values():
         _check(record)
     classes = {name: entry.cls for name, entry in entries.items() if entry.cls}
-    boards = build(by_id.values(), classes, baselines).boards
-    view = View(boards, by_id, entries, _looks(entries, boards))
+    built = build(by_id.values(), classes, baselines)
+    boards, found = built.boards, claimed.evaluate(built, by_id.values(), classes)
+    view = View(boards, by_id, entries, _looks(entries, boards), claimed.summary(found))
     yield from ((f"assets/{name}", (ASSETS / name).read_text("utf-8")) for name in ("site.css", "site.js"))
     yield "assets/vega.js", bundle()
     yield "index.html", _page("index.html.j2", "", view=view, cards=[_line(view, entry) for entry in entries.values()])
+    printed = [_printed(one) for one in surveys.build(by_id.values(), built, classes, baselines)]
+    yield "surveys.html", _tables(view, surveys.HEADER, printed)
+    sheets = [_sheet("The claims", claimed.CLAIMS, view.claims)]
+    sheets.append(_sheet("The comparisons", tuple(claimed.CELLS), claimed.comparisons(found)))
+    yield "claims.html", _tables(view, claimed.HEADER, sheets)
     for name, of_baseline in grouped(boards, _baseline).items():
         yield f"boards/{name}.html", board_page(view, name, of_baseline, baselines.get(name))
     for name, cls in classes.items():
@@ -165,12 +173,14 @@ def bundle() -> str:
 
 @dataclass(frozen=True)
 class View:
-    """All that the pages show. ``looks``: colour, shape and sign of every family, the same on every board."""
+    """All that the pages show. ``looks``: colour, shape and sign of every family, the same on every board; ``claims``:
+    the lines of ``repro.claims.summary``."""
 
     boards: list[Board]
     by_id: dict[str, Record]
     entries: Mapping[str, Entry]
     looks: dict[str, dict[str, str]]
+    claims: list[list[str]]
 
     def has_card(self, method: str) -> bool:
         """Whether there is a page about the method."""
@@ -201,9 +211,13 @@ def _environment() -> Environment:
     env = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
     env.filters |= {"prose": prose, "words": lambda name: name.replace("_", " ")}
     env.globals |= {"said": said, "measure": measure, "board_file": lambda board: f"boards/{_baseline(board)}.html"}
-    guide = [" ".join(point.split()) for point in HEADER.replace("**", "`").split("\n* ")[1:]]
-    env.globals |= {"FOLDED": FOLDED, "NONE": NONE, "GUIDE": guide}
+    env.globals |= {"FOLDED": FOLDED, "NONE": NONE, "GUIDE": _points(HEADER)}
     return env
+
+
+def _points(header: str) -> list[str]:
+    """The points of a page's head in Markdown, one a line, after what stands above them."""
+    return [" ".join(point.split()) for point in header.replace("**", "`").split("\n* ")[1:]]
 
 
 def _page(template: str, root: str, **what: Any) -> str:
@@ -297,6 +311,30 @@ def _point(view: View, board: Board, place: int, row: dict) -> dict[str, Any]:
     }
 
 
+# ------------------------------------------------------------------------------------------- printed tables, claims
+
+
+def _tables(view: View, header: str, sheets: list[dict[str, Any]]) -> str:
+    """The page of some tables under one head, which is that of the same page in Markdown."""
+    title, about = header.split("\n* ")[0].removeprefix("# ").split("\n\n", 1)
+    about, guide = " ".join(about.split()), _points(header)
+    return _page("tables.html.j2", "", view=view, title=title, about=about, guide=guide, sheets=sheets)
+
+
+def _printed(table: surveys.Table) -> dict[str, Any]:
+    return _sheet(table.survey.title, table.header, surveys.marked(table), table.survey.about, table.footnotes)
+
+
+def _sheet(
+    title: str, header: Sequence[str], rows: list[list[str]], about: str = "", notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """One table: its columns as (title, whether it holds numbers)."""
+    numeric = [any(re.match(r"\(?[-+]?\d", row[i]) for row in rows) for i in range(len(header))]
+    slug = re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
+    columns = list(zip(header, numeric, strict=True))
+    return {"slug": slug, "title": title, "about": about, "columns": columns, "rows": rows, "notes": notes}
+
+
 # ----------------------------------------------------------------------------------------------------- method cards
 
 
@@ -317,6 +355,7 @@ def method_page(view: View, entry: Entry, cls: type[Method]) -> str:
         deviations=deviation_texts(cls),
         recipes=recipes(cls),
         claims=claims(view, entry.name, cls),
+        told=[line[2:] for line in view.claims if line[1] == entry.name],
         rows=[(board, row) for board in view.boards for row in board.rows if row["method"] == entry.name],
         failures=cls.expected_failures,
     )

@@ -428,7 +428,7 @@ def markdown(tables: Iterable[Table]) -> str:
 
     parts = [HEADER.rstrip()]
     for table in tables:
-        text = tabulate(_marked(table), table.header, tablefmt="github", disable_numparse=True)
+        text = tabulate(marked(table), table.header, tablefmt="github", disable_numparse=True)
         parts += [f"## {table.survey.title}", table.survey.about, re.sub("-{4,}", "---", _close(text))]
         parts += ["\n".join(f"* [{i}] {text}" for i, text in enumerate(table.footnotes, 1))] if table.footnotes else []
     return "\n\n".join(parts) + "\n"
@@ -450,7 +450,7 @@ def latex(table: Table) -> str:
     from tabulate import tabulate
 
     text = f"% {table.survey.title}: {table.survey.about}\n" + tabulate(
-        _marked(table), table.header, tablefmt="latex_booktabs", disable_numparse=True
+        marked(table), table.header, tablefmt="latex_booktabs", disable_numparse=True
     )
     if table.footnotes:
         # Not "[1]": at the start of a line LaTeX reads it as the argument of the rule or the line break before it
@@ -467,7 +467,7 @@ def _close(text: str) -> str:
     return re.sub(" {2,}", " ", text)
 
 
-def _marked(table: Table) -> list[list[str]]:
+def marked(table: Table) -> list[list[str]]:
     """The lines with the numbers of the footnotes behind the cells that have any."""
     mark = {at: "".join(f" [{number}]" for number in numbers) for at, numbers in table.notes.items()}
     return [[cell + mark.get((i, j), "") for j, cell in enumerate(line)] for i, line in enumerate(table.lines)]

@@ -7,8 +7,13 @@ const ERRORS = 1; // what Vega says in the console: errors alone
 const MISSING = "–";
 const ORDERS = ["none", "ascending", "descending"];
 
-/** The number with which a cell begins; NaN where it begins with none. */
-const number = (text) => parseFloat(text.replaceAll(",", ""));
+const SCALES = { K: 1e3, M: 1e6, G: 1e9, B: 1e9 };
+
+/** The number with which a cell begins, in brackets or not, "1.8M" as millions; NaN where it begins with none. */
+function number(text) {
+  const found = text.replaceAll(",", "").match(/^\(?([-+]?\d[\d.]*(?:e[-+]?\d+)?)([KMGB](?![A-Za-z]))?/);
+  return found ? parseFloat(found[1]) * (SCALES[found[2]] ?? 1) : NaN;
+}
 
 /** Numbers first, by size; then texts; cells in which nothing stands are last in either direction. */
 function compare(one, other, sign) {
@@ -225,8 +230,33 @@ function filters(form, boards) {
   return go();
 }
 
+/** The filters of a page of tables: one table or all, and the rows that hold every word. */
+function find(form) {
+  const fields = form.elements;
+  const sheets = [...document.querySelectorAll(".sheet")];
+  const all = document.querySelectorAll(".sheet tbody tr").length;
+  const apply = () => {
+    const words = fields.text.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let seen = 0;
+    for (const sheet of sheets) {
+      const rows = [...sheet.querySelectorAll("tbody tr")];
+      const chosen = !fields.table.value || fields.table.value === sheet.id;
+      for (const row of rows) row.hidden = !chosen || !words.every((word) => row.textContent.toLowerCase().includes(word));
+      const shown = rows.filter((row) => !row.hidden).length;
+      sheet.hidden = shown === 0;
+      seen += shown;
+    }
+    document.querySelector(".count").textContent = `Rows: ${seen === all ? all : `${seen} of ${all}`}`;
+  };
+  form.hidden = false;
+  form.addEventListener("input", apply);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("reset", () => setTimeout(apply));
+}
+
 async function start() {
   document.querySelectorAll("table.sortable").forEach(sortable);
+  document.querySelectorAll("form.find").forEach(find);
   const data = document.getElementById("data");
   if (!data) return;
   const { boards: plots, looks } = JSON.parse(data.textContent);
