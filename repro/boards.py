@@ -376,7 +376,7 @@ def _not_run(first: Record, rows: list[dict], view: _View) -> list[str]:
 
 
 def _controls(rows: list[dict]) -> list[str]:
-    """A remark that names the controls which the board's families call for, but the dense net, and which have no run on it."""
+    """A remark that names the controls, other than the dense net, which the families call for and which did not run."""
     here, families = {row["method"] for row in rows if row["n"]}, {row["family"] for row in rows}
     trained = rows[0]["budget"] != "zero"  # where nothing is trained, nothing is trained from scratch
     called = [name for name, beside in CONTROLS.items() if families & {*beside} and (trained or name != "scratch")]

@@ -29,15 +29,15 @@ leaderboard` from the claims in the files of the methods and from `records/`; al
 
 * A claim is looked at on every board by itself: two rows of one board with the same options and, where its weights are
   given, the same dense net, at equal values of what is named under **at equal**: settings, or params, MACs or bytes
-  that differ by no more than {100 * SAME_COST:.0f} %. Where every run trains its dense net, a board says whether those of
-  one seed differ.
+  that differ by no more than {100 * SAME_COST:.0f} %. Where runs train their dense nets, a board says if those of one
+  seed differ.
 * **difference**: mean top-1 of the first row minus that of the second, in points, with its 95 % interval: Welch's
   t interval over the seeds; where one side has a single seed, Student's with the deviation of the other. Where both
   have ("one seed each"), or the other has no deviation ("no interval"), the two figures are compared as they are.
 * **holds**: the interval lies above minus the margin, the points that "no loss" may still lose (0: it has to be
   better). **fails**: it lies below. **within noise**: it spans it. **near chance**: neither net reaches {CHANCE:g}
-  times the accuracy of a guess, or {NOTHING:g} %, so that the two say nothing. **untested**: there are no such two rows.
-  Verdicts without an interval are counted in brackets.
+  times the accuracy of a guess, or {NOTHING:g} %, so that the two say nothing. **untested**: there are no such two
+  rows. Verdicts without an interval are counted in brackets.
 * Budgets `zero` and `short` are not the paper's: there a claim is tested, not the paper's experiment. Diverged runs
   have no accuracy and are left out; "stale": made by code that has changed since.
 * **source** is the place in the paper, **checked** says how the claim was read there. {NONE} = does not apply.

@@ -329,7 +329,7 @@ def _sheet(
     title: str, header: Sequence[str], rows: list[list[str]], about: str = "", notes: Sequence[str] = ()
 ) -> dict[str, Any]:
     """One table: its columns as (title, whether it holds numbers)."""
-    numeric = [any(re.match(r"\(?[-+]?\d", row[i]) for row in rows) for i in range(len(header))]
+    numeric = [i > 0 and any(re.match(r"\(?[-+]?\d", row[i]) for row in rows) for i in range(len(header))]
     slug = re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
     columns = list(zip(header, numeric, strict=True))
     return {"slug": slug, "title": title, "about": about, "columns": columns, "rows": rows, "notes": notes}

@@ -109,6 +109,17 @@ def test_nets_that_guess_say_nothing():
     at_chance = [*seeds(19.0, 18.9, layers=TEN), *lot(10.0, 10.1, layers=TEN)]
     assert verdicts(at_chance) == ["near chance"]
     assert verdicts([*seeds(21.0, 20.9, layers=TEN), *lot(10.0, 10.1, layers=TEN)]) == ["holds"]
+    many = [{"name": "fc", "dense": [1000, 2048], "compressed": [1000, 2048]}]
+    a_few_images = [*seeds(0.4, layers=many), *lot(0.0, layers=many)]
+    assert verdicts(a_few_images) == ["near chance (one seed each)"]
+    assert verdicts([*seeds(1.4, layers=many), *lot(0.0, layers=many)]) == ["holds (one seed each)"]
+
+
+def test_the_tally_says_how_many_verdicts_have_no_interval():
+    one = said([*seeds(92.0), *lot(91.0)]) + said([*seeds(92.0, 92.1), *lot(91.0, 91.1)])
+    assert claims.tally(one) == "holds 2 (1 without interval)"
+    assert claims.tally(one[1:]) == "holds 1" and claims.tally([]) == ""
+    assert claims.summary(one)[0][-1] == claims.tally(one)
 
 
 # ------------------------------------------------------------------------------------------- what is compared with what

@@ -1,5 +1,6 @@
 """The site: every page is whole without a network, nothing in a record can do harm, and a browser filters and sorts."""
 
+import functools
 import html
 import inspect
 import json
@@ -18,7 +19,7 @@ from test_report import CHROMIUM, Read, contrast
 
 from baselines.errors import UserError
 from repro import __main__ as cli
-from repro import boards, registry, report, site
+from repro import boards, registry, report, site, surveys
 
 OTHER = "resnet56_cifar10"
 METHOD = '''"""Fake: A Method.
@@ -38,7 +39,7 @@ Deviations
 
 from dataclasses import dataclass
 
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Fake(Method):
         Reported("vgg16_cifar10", "Fake-A", "Table 1", top1=93.4, base_top1=93.96, params=500.0, verified="CHECKED"),
         Reported("vgg16_cifar10", "Fake-B LABEL", "Table 2", "vgg16_cifar10/b", top1=92.0),
     )
+    claims = (Claim("Fakes are better, SAID.", "Sec. 4", Select("fake"), (Select("random_filter"),), ("ratio",)),)
     recipes = {"vgg16_cifar10/b": {"ratio": 0.25, "rates": (0.125,) * 40}}
     expected_failures = {"smaller": "REASON"}
 
@@ -70,7 +72,7 @@ def helper():
     """
 '''
 HARMFUL = '<script>alert(1)</script><img src=x onerror="alert(2)">'
-WORDS = ("IDEA", "CLASS", "TITLE", "CHECKED", "LABEL", "REASON", "COMMENT")
+WORDS = ("IDEA", "CLASS", "TITLE", "CHECKED", "LABEL", "REASON", "COMMENT", "SAID")
 
 
 BUNDLE, PAGE = site.bundle, report.page
@@ -78,8 +80,11 @@ BUNDLE, PAGE = site.bundle, report.page
 
 @pytest.fixture(autouse=True)
 def light(monkeypatch):
-    """Bundling the plots' library and making the runs' pages take long: only the tests that look at them do it."""
+    """Bundling the plots' library and making the runs' pages take long: only the tests that look at them do it. Of the
+    printed tables one is enough."""
     monkeypatch.setattr(site, "bundle", lambda: "// vega\n")
+    few = [survey for survey in surveys.SURVEYS if survey.slug == "vgg16_cifar10_hrank"]
+    monkeypatch.setattr(surveys, "build", functools.partial(surveys.build, surveys=few))
     monkeypatch.setattr(report, "page", lambda record, *_: f"<!doctype html>\n<body>\n<p>{record.id}</p>\n</body>\n")
 
 
@@ -258,7 +263,7 @@ def test_a_board_of_a_hundred_rows_is_light(tmp_path):
         a_run(50 + i / 4, hyperparameters=hyper(i / 200), seed=s, latency=timed()) for i in range(100) for s in (0, 1)
     ]
     records = [dense(), *runs]
-    view = site.View(*[site.build(records, {}, {}).boards, {r.id: r for r in records}, {}, {}])
+    view = site.View(*[site.build(records, {}, {}).boards, {r.id: r for r in records}, {}, {}, []])
     view = replace(view, looks=site._looks({}, view.boards))
     page = site.board_page(view, NET, view.boards, None)
     assert len(Read(page).tables[0]) == 102 and len(page) < 300_000
@@ -292,6 +297,29 @@ def test_a_card_has_the_paper_beside_our_rows_with_verdicts(tmp_path):
     assert printed == {("reduced budget", "params exact"), ("reproduced", "params exact")}
     unrun = next(row for row in read.tables[0] if row[0].startswith("Fake-B LABEL"))
     assert unrun[1:] == ["not run yet"]
+
+
+def test_the_printed_tables_stand_on_a_page_with_ours_and_their_footnotes(tmp_path):
+    read = Read(made(tmp_path)["surveys.html"])
+    head, *rows = read.tables[0]
+    assert head[:3] == ["method", "top-1 (%) ↑", "top-1, ours"] and head[-2:] == ["source", "verified"]
+    last = next(row for row in rows if row[0].startswith("HRank-3"))
+    assert last[head.index("params reduction (%) ↑")].startswith("92.0 [") and last[2] == "not in the suite yet"
+    assert "contradicts itself: it prints 92.0 % fewer params, but its 1.78M of 14.98M are 88.1 % fewer." in read.text
+    assert all(len(row) == len(head) and all(row) for row in rows)
+
+
+def test_the_claims_stand_on_a_page_and_on_the_card_of_their_method(tmp_path):
+    files = made(tmp_path)
+    read = Read(files["claims.html"])
+    ((_, *claim),) = read.tables[0][1:]
+    assert claim[:3] == ["fake", "Fakes are better, SAID.", "Sec. 4"] and claim[-1].startswith("holds 1")
+    at = read.tables[1][0].index("runs")
+    (runs,) = (re.findall("[0-9a-f]{12}", row[at]) for row in read.tables[1][1:] if row[at] != "–")
+    linked = [value for tag, _, value in read.attributes if tag == "a" and str(value).startswith("runs/")]
+    assert linked == [f"runs/{run}.html" for run in runs] and set(linked) < set(files)
+    card = Read(files["methods/fake.html"]).text
+    assert "Claims of the paper" in card and "Fakes are better, SAID. Sec. 4 – holds 1" in card
 
 
 def test_the_index_lists_every_method_and_says_what_is_broken(tmp_path):
@@ -353,7 +381,7 @@ def test_every_link_leads_to_a_file_and_nothing_comes_from_elsewhere(tmp_path, m
             target = str((Path("/") / name).parent.joinpath(target).resolve())[1:]
             assert target in files and (not mark or mark in ids[target]), (name, value)
         assert "default-src 'none'" in files[name] and "unsafe-eval" not in files[name]
-    assert len(pages) == 1 + 2 + 1 + len([name for name in files if name.startswith("runs/")])
+    assert len(pages) == 1 + 2 + 2 + 1 + len([name for name in files if name.startswith("runs/")])
     for name in ("site.css", "site.js"):
         text = files[f"assets/{name}"]
         assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttpRequest|import\(|eval\(|innerHTML", text)
@@ -369,8 +397,8 @@ def test_harmful_texts_are_only_texts(tmp_path, monkeypatch):
     records = harmful_runs(HARMFUL)
     bad = made(tmp_path / "bad", records, HARMFUL)
     good = made(tmp_path / "good", harmful_runs("plain"), "plain")
-    names = [name for name in bad if name.startswith(("index", "boards", "methods"))]
-    assert names == [name for name in good if name.startswith(("index", "boards", "methods"))]
+    names = [name for name in bad if name.startswith(("index", "boards", "methods", "claims"))]
+    assert names == [name for name in good if name.startswith(("index", "boards", "methods", "claims"))]
     for name in names:
         assert "<script>alert" not in bad[name] and "<img" not in bad[name], name
         assert Read(bad[name]).skeleton == Read(good[name]).skeleton, name
@@ -541,6 +569,18 @@ const drive = async () => {
   await until(() => page()?.readyState === "complete");
   found.opened = [inside().location.pathname.split("/").pop(), page().title];
   const roots = [...document.querySelectorAll(".width")].map((one) => one.contentDocument.documentElement);
+  const tables = document.querySelector('.width[src$="surveys.html"]').contentDocument;
+  const left = () => [...tables.querySelectorAll("tbody tr:not([hidden]) th")].map((one) => one.innerText);
+  const search = tables.querySelector(".find").elements.text;
+  const whole = left().length;
+  search.value = "hrank-3 92.0";
+  search.dispatchEvent(new Event("input", { bubbles: true }));
+  found.tables = [whole, left(), tables.querySelector(".count").innerText];
+  search.value = "";
+  search.dispatchEvent(new Event("input", { bubbles: true }));
+  const head = [...tables.querySelector("thead tr").cells].findIndex((one) => one.innerText.startsWith("MACs ↓"));
+  tables.querySelectorAll("thead th")[head].querySelector("button").click();
+  found.macs = [...tables.querySelectorAll("tbody tr")].map((row) => row.cells[head].innerText);
   found.widths = roots.map((root) => [root.scrollWidth, root.clientWidth]);
   document.title = JSON.stringify(found);
 };
@@ -550,7 +590,7 @@ onload = () => drive().catch((error) => { document.title = JSON.stringify({ erro
 
 def driven(folder, out):
     """(what the script above finds, the messages of the console) in headless Chromium."""
-    pages = ["index.html", f"boards/{NET}.html", "methods/fake.html"]
+    pages = ["index.html", f"boards/{NET}.html", "methods/fake.html", "surveys.html", "claims.html"]
     frames = [
         f'<iframe class="width" width="{width}" height="800" src="file://{out}/{page}"></iframe>'
         for page in pages
@@ -602,6 +642,9 @@ def test_in_a_browser_filters_narrow_sorts_order_and_points_open_their_runs(tmp_
     assert [text.split()[0] for text in descending[:-1]] == [text.split()[0] for text in ascending[-2::-1]]
     run = next(r for r in runs if r.hyperparameters.get("ratio") == 0.75 and r.seed == 0)
     assert found["opened"][0] == f"{run.id}.html" and found["opened"][1].endswith(f"({run.id})")
+    whole, left, count = found["tables"]
+    assert (left, count) == (["HRank-3"], f"Rows: 1 of {whole}") and whole > 10
+    assert found["macs"] == sorted(found["macs"], key=lambda text: float(text.split("M")[0]))
     assert found["hacked"] is None
-    assert [seen for _, seen in found["widths"]] == [390, 1440] * 3
+    assert [seen for _, seen in found["widths"]] == [390, 1440] * 5
     assert all(wide <= seen for wide, seen in found["widths"])
