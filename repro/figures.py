@@ -34,6 +34,8 @@ SIDES = (
     *((0, 1), (0.6, 1), (-0.6, 1), (1, 1), (-1, 1), (1, 0), (-1, 0)),
     *((1, -1), (-1, -1), (0, -1), (0.6, -1), (-0.6, -1)),
 )
+OVERLAP, COVER = 100.0, 8.0  # how bad it is to write over another label, and over a mark
+CROWD = COVER + 2  # from where on what need not be written is left out
 LOG = 10.0  # an axis is logarithmic where its greatest cost is at least this many times its least
 LONGEST = 28  # characters of what tells a row from others
 FENCE = 4.0  # interquartile ranges below the lower quartile under which a row is written at the edge instead
@@ -294,7 +296,8 @@ def _words(board: Board) -> list[tuple[str, str]]:
 
 
 def _write_labels(axes: Axes, board: Board, panel: Panel, words: Sequence[tuple[str, str]]) -> None:
-    """A name at every method on the front, where it hides least; on a curve the method is named once."""
+    """A name at every method on the front, where it hides least; on a curve the method is named once. Curves that are
+    off the front have the name of their method where there is room, at the point that is farthest from all others."""
     import numpy as np
 
     low = axes.get_ylim()[0]
@@ -309,11 +312,18 @@ def _write_labels(axes: Axes, board: Board, panel: Panel, words: Sequence[tuple[
         line = next((i for i, line in enumerate(panel.lines) if place in line), None)
         text = setting if line in named and setting else f"{method} {setting}".strip()
         named |= set() if line is None else {line}
-        taken.append(_write(axes, text, spots[place], taken, hidden))
+        taken += _write(axes, text, spots[place], taken, hidden)
+    for line in (line for i, line in enumerate(panel.lines) if i not in named):
+        others = np.array([spot for place, spot in spots.items() if place not in line] or [(np.inf, np.inf)])
+        lonely = max(line, key=lambda place: np.linalg.norm(others - spots[place], axis=1).min())
+        taken += _write(axes, words[lonely][0], spots[lonely], taken, hidden, needed=False)
 
 
-def _write(axes: Axes, text: str, spot: Any, taken: Sequence[Bbox], marks: Any) -> Bbox:
-    """Write ``text`` beside ``spot``, at the best of some positions; the box that it takes. All in pixels."""
+def _write(
+    axes: Axes, text: str, spot: Any, taken: Sequence[Bbox], marks: Any, needed: bool = True
+) -> tuple[Bbox, ...]:
+    """Write ``text`` beside ``spot``, at the best of some positions; the box that it takes, none where it is not
+    ``needed`` and would be far off or hide much. All in pixels."""
     import numpy as np
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
@@ -328,15 +338,18 @@ def _write(axes: Axes, text: str, spot: Any, taken: Sequence[Bbox], marks: Any) 
     # an annotation's own extent holds its arrow too
     half = Text.get_window_extent(label, axes.figure.canvas.get_renderer()).size / 2
     best = None
-    for reach, side in itertools.product(REACHES, SIDES):
+    for reach, side in itertools.product(REACHES if needed else REACHES[:2], SIDES):
         offset = np.array(side) * (pixels * reach + half)
         box = Bbox.from_extents(*(spot + offset - half), *(spot + offset + half))
         cost = _cost(box, taken, marks, axes.bbox) + reach / 10
         if best is None or cost < best[0]:
             best = cost, offset, box, reach
+    if best[0] >= CROWD and not needed:
+        label.remove()
+        return ()
     label.set_position((best[1] - half) / pixels)
     label.arrow_patch.set_visible(best[3] > REACHES[1])
-    return best[2]
+    return (best[2],)
 
 
 def _cost(box: Bbox, taken: Sequence[Bbox], marks: Any, panel: Bbox) -> float:
@@ -344,7 +357,7 @@ def _cost(box: Bbox, taken: Sequence[Bbox], marks: Any, panel: Bbox) -> float:
     centre = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
     covered = (abs(marks - centre) < (box.width / 2 + 6, box.height / 2 + 6)).all(axis=1).sum()
     off = box.x0 < panel.x0 + 2 or box.x1 > panel.x1 or box.y0 < panel.y0 + 14 or box.y1 > panel.y1 + 2
-    return 100.0 * sum(box.padded(2).overlaps(other) for other in taken) + 200.0 * off + 8.0 * float(covered)
+    return OVERLAP * sum(box.padded(2).overlaps(other) for other in taken) + 200.0 * off + COVER * float(covered)
 
 
 # ---------------------------------------------------------------------------------------------------------- searches
@@ -386,8 +399,9 @@ def _draw_rewards(axes: Axes, searches: list[Search]) -> None:
         episodes, first = range(1, len(search.rewards) + 1), i == 0
         axes.plot(episodes, search.rewards, ".", color=f"C{i}", alpha=0.3, label="an episode" if first else None)
         axes.plot(episodes, search.best, color=f"C{i}", label="the best so far" if first else None)
-    axes.set(xlabel="episode", ylabel="reward")
-    axes.legend(fontsize="small", loc="upper left")
+    low, high = axes.get_ylim()
+    axes.set(xlabel="episode", ylabel="reward", ylim=(low, high + (high - low) / 7))  # room for the legend
+    axes.legend(fontsize="small", loc="upper center", ncols=2)
 
 
 def _image(fig: Figure, kind: str, shown: Any) -> bytes:

@@ -135,3 +135,32 @@ def test_the_names_on_a_crowded_front_do_not_overlap():
     assert len(boxes) > 5 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     panel = fig.axes[0].bbox.padded(3)
     assert all(panel.contains(x, y) for box in boxes for x, y in box.corners())
+
+
+def names_of_curves(module=figures):
+    """What is written beside three curves, one above the other, in the first two panels."""
+    runs = [dense()]
+    for i, ratio in enumerate((0.2, 0.5, 0.8)):
+        runs += dialled(ratio, 92.0 - i, cost=60 - 20 * i, method="other", latency=None)
+        runs += dialled(ratio, 85.0 - i, cost=61 - 20 * i, latency=None)
+        runs += dialled(ratio, 78.0 - i, cost=62 - 20 * i, method="random_filter", latency=None)
+    return [[text.get_text() for text in axes.texts] for axes in module.draw(only(runs), FAMILIES).axes[:2]]
+
+
+def test_a_curve_off_the_front_has_the_name_of_its_method_once():
+    for texts in names_of_curves():
+        assert texts.count("fake") == texts.count("random_filter") == 1
+
+
+def test_a_name_that_is_not_needed_is_left_out_in_a_crowd():
+    assert [texts.count("fake") for texts in names_of_curves(mutant(figures, "COVER + 2", "0"))] == [0, 0]
+
+
+def test_the_legend_of_a_search_hides_no_episode():
+    from matplotlib.figure import Figure
+
+    axes = Figure(layout="constrained").subplots()
+    figures._draw_rewards(axes, [figures.Search({"a": 0.5}, {"a": 0.5}, [0.0, -0.1, -0.2, 0.0])])
+    axes.figure.draw_without_rendering()
+    box = axes.get_legend().get_window_extent()
+    assert not any(box.contains(*axes.transData.transform(xy)) for line in axes.lines for xy in line.get_xydata())
