@@ -215,7 +215,9 @@ VGG16_TABLES = (
         HRank-3 | 91.23 | - | 1.78M | 92.0 | 73.70M | 76.5 | coring | hrank
         """,
         {"GAL-0.05, not fine-tuned": "HRank quotes this row, not the fine-tuned one, beside its own fine-tuned rows.",
-         "GAL-0.1, not fine-tuned": "HRank quotes this row, not the fine-tuned one, beside its own fine-tuned rows."},
+         "GAL-0.1, not fine-tuned": "HRank quotes this row, not the fine-tuned one, beside its own fine-tuned rows.",
+         "HRank-2": "The released rates give 4.81M params and 116.63M MACs by the authors' own count, which takes the "
+                    "next layer's inputs for there; 1.35M and 43.23M with the channels really gone."},
     ),
     Survey(
         "vgg16_cifar10_abcpruner", "VGG-16 on CIFAR-10: ABCPruner",

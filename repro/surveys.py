@@ -29,7 +29,7 @@ OURS = (*SIZES, "base_top1", "base_top5", "top1", "top5", "error", "delta")
 AS_REPORTED = ("base_top1", "base_top5", "top1", "top5", "delta", *SIZES)
 TWO = "2/MAC"
 LATEX = {"Δ": r"$\Delta$", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$"}
-LATEX |= {"σ": r"$\sigma$", "μ": r"$\mu$", "÷": r"$\div$", "–": "--"}
+LATEX |= {"σ": r"$\sigma$", "μ": r"$\mu$", "÷": r"$\div$", "–": "--", "…": r"\ldots{}"}
 
 HEADER = f"""# Printed comparisons
 

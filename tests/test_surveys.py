@@ -303,6 +303,14 @@ def test_printed_sizes_stand_against_the_structure(nothing_run):
     assert waiting["structure"] == "recount: params exact (not built here yet)"
 
 
+def test_what_the_released_rates_give_is_told_as_it_was_recounted(nothing_run):
+    (table,) = (table for table in nothing_run if table.survey.slug == HRANK)
+    sizes = {row.name: (row.params / 1e6, row.macs / 1e6) for row in structures.STRUCTURES}
+    (note,) = (note for note in table.footnotes if note.startswith("The released rates"))
+    for name in ("hrank_vgg16_by_rule", "hrank_vgg16"):
+        assert all(f"{size:.2f}M" in note for size in sizes[name])
+
+
 def test_what_is_said_to_be_recounted_has_its_recount_beside_it(nothing_run):
     told = [
         (table.survey.slug, row[0], row[table.header.index("structure")])
