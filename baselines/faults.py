@@ -13,7 +13,7 @@ from pathlib import Path
 from baselines.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
 MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
 AGAIN = "What was finished is kept: give the same command again and it goes on from there."
 
@@ -66,9 +66,12 @@ class _Signals:
 
 
 def on_signal(number: int, frame: object) -> None:
-    """Handler of SIGINT and SIGTERM: at once outside of a training (and the second time), else behind the step."""
+    """Handler of SIGINT and SIGTERM: at once outside of a training (and at a second Ctrl-C), else behind the step.
+
+    SIGTERM may well come twice, from Slurm and from the parent that hands it on.
+    """
     ask = KeyboardInterrupt() if number == signal.SIGINT else Stopped()
-    if not _Signals.depth or _Signals.waiting:
+    if not _Signals.depth or (_Signals.waiting and number == signal.SIGINT):
         raise ask
     _Signals.waiting = ask
 

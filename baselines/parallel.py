@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from baselines.errors import UserError
+from baselines.faults import AGAIN, Stopped, asked_to_stop
 
 PATIENCE = timedelta(days=2)  # while the first process measures; torchrun ends all of them when one dies
 
@@ -63,10 +64,21 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def exchange() -> Iterator[None]:
+    """Around what all processes do together: where one is gone, what a signal asked for, or UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        gone = UserError(f"Another process of this run has ended, so process {rank()} ends as well. {AGAIN}")
+        raise asked_to_stop() or gone from error
+
+
 def wait() -> None:
     """Until all processes are here; on the CPU, so that no GPU is kept busy."""
     if world() > 1:
-        dist.all_reduce(torch.zeros(1))
+        with exchange():
+            dist.all_reduce(torch.zeros(1))
 
 
 def from_first(value: Any) -> Any:
@@ -74,8 +86,20 @@ def from_first(value: Any) -> Any:
     if world() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box)
+    with exchange():
+        dist.broadcast_object_list(box)
     return box[0]
+
+
+def any_asked_to_stop() -> BaseException | None:
+    """What to raise where a signal asked one of the processes to stop: all get to know it behind the same step."""
+    ask = asked_to_stop()
+    if world() == 1:
+        return ask
+    heard = torch.tensor(float(ask is not None))
+    with exchange():
+        dist.all_reduce(heard)
+    return ask or (Stopped() if heard else None)
 
 
 @contextlib.contextmanager
@@ -101,7 +125,8 @@ def equalise(modules: Iterable[nn.Module]) -> None:
         raise RuntimeError(f"process {rank()} came to another network than the first one: its method is not repeatable")
     for tensor in tensors:
         whole = tensor.contiguous()
-        dist.broadcast(whole, 0)
+        with exchange():
+            dist.broadcast(whole, 0)
         tensor.copy_(whole)
 
 
@@ -120,7 +145,8 @@ class Share:
         value = value.detach()
         if world() > 1:
             value = value * self.weight
-            dist.all_reduce(value)
+            with exchange():
+                dist.all_reduce(value)
         return value
 
     def average(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

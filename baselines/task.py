@@ -12,7 +12,6 @@ import io
 import itertools
 import math
 import os
-import pickle
 import random
 import sys
 import time
@@ -32,7 +31,7 @@ from baselines.base import Baseline, Recipe
 from baselines.cost import Cost, cost
 from baselines.data import ArraySplit, Augment, Data, Split
 from baselines.errors import Diverged, UserError
-from baselines.faults import AGAIN, asked_to_stop, out_of_memory, steps, whole_file
+from baselines.faults import AGAIN, out_of_memory, steps, whole_file
 from baselines.progress import Progress
 
 VERSION = 1
@@ -412,7 +411,7 @@ class Fit:
             raise self._diverged("its weights are not finite numbers")
         if self.journal and parallel.rank() == 0:
             self.journal.finish()
-        if ask := asked_to_stop():  # in the last step
+        if ask := parallel.any_asked_to_stop():  # in the last step
             raise ask
 
     def _tell_parts(self) -> None:
@@ -498,9 +497,10 @@ class Fit:
 
     def _stop_if_asked(self) -> None:
         """Behind a step: put the training on disk and end, where a signal asked for it."""
-        if ask := asked_to_stop():
+        if ask := parallel.any_asked_to_stop():
             if self.journal and parallel.rank() == 0:
                 self.journal.partial(at_once=True)
+            parallel.wait()  # a process that ends makes torchrun end the others
             raise ask
 
     def _set_rate(self) -> None:
@@ -569,20 +569,25 @@ class Journal:
         """Load this call: True when it is finished; False when the loop has to run, from ``fit.done`` on."""
         found = ((path, kept) for path in (self.whole, self.part) if (kept := _intact(path)) is not None)
         path, kept = next(found, (None, None))
-        fit, task = self.fit, self.task
-        if kept is None or kept["steps"] != fit.steps:
+        if kept is None or kept["steps"] != self.fit.steps:
             return False
         try:
-            for thing, value in zip(self._things(), kept["things"], strict=True):
-                if isinstance(thing, dict):
-                    thing.clear()
-                    thing.update(value)
-                else:
-                    thing.load_state_dict(value)
-        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+            self._unpack(kept)
+        except Exception as error:  # of load_state_dict, and of whatever else does not fit
             raise UserError(
                 f"{path} was kept by other code and does not fit this run: delete {path.parent} and start again."
             ) from error
+        return path == self.whole
+
+    def _unpack(self, kept: dict[str, Any]) -> None:
+        """Put everything back to what ``_pack`` kept."""
+        fit, task = self.fit, self.task
+        for thing, value in zip(self._things(), kept["things"], strict=True):
+            if isinstance(thing, dict):
+                thing.clear()
+                thing.update(value)
+            else:
+                thing.load_state_dict(value)
         task.meter = Meter(**kept["meter"])
         task.curve = kept["curve"]
         set_random_state(kept["rng"])
@@ -591,19 +596,18 @@ class Journal:
         fit.losses = [(i, torch.tensor(value), lr) for i, value, lr in kept["losses"]]
         fit.done, fit.parts = kept["done"], kept["parts"]
         fit.epoch_began = (kept["epoch_began"], kept["generator"])
-        return path == self.whole
 
 
 def _intact(path: Path) -> dict[str, Any] | None:
     """What a file of a journal holds; None, with a sentence, where it is damaged (cut off when the power went)."""
     if not path.exists():
         return None
-    try:
+    with contextlib.suppress(Exception):  # of zipfile, pickle, torch and the system
         with zipfile.ZipFile(path) as file:  # torch.load itself does not look at the checksums
-            if file.testzip() is None:
-                return torch.load(path, weights_only=True, map_location="cpu")
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError):
-        pass
+            whole = file.testzip() is None
+        kept = torch.load(path, weights_only=True, map_location="cpu") if whole else None
+        if isinstance(kept, dict) and "steps" in kept:
+            return kept
     print(f"{path} is damaged and is not used: that part of the training is done again.", file=sys.stderr, flush=True)
     return None
 

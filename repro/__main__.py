@@ -44,10 +44,13 @@ class Job:
         self.work, self.sweep, self.process, self.failed = work, sweep, os.getpid(), 0
 
     def __call__(self, cfg: DictConfig) -> None:
-        """Do one run; bad input ends this run only, with its sentence."""
+        """Do one run; bad input ends this run only, with its sentence (where torchrun started several processes: the
+        sweep, as the others cannot know that this one would go on to its next run)."""
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
+        if self.failed and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            return
         away = os.getpid() != self.process
         try:
             if away and "joblib" in HydraConfig.get().launcher._target_:
@@ -57,7 +60,8 @@ class Job:
             if away and config.device.threads is None:
                 config.device.threads = threads(HydraConfig.get().launcher)
             self.work(config)
-        except (UserError, OSError, RuntimeError, MemoryError) as fault:
+        except Exception as fault:
+            self.failed += 1
             error = fault if isinstance(fault, UserError) else sentence(fault)
             if error is None:
                 raise
@@ -65,7 +69,6 @@ class Job:
             told = UserError(f"{words}: {error}" if self.sweep and words else str(error))
             if away:
                 raise told from error
-            self.failed += 1
             print(told, file=sys.stderr, flush=True)
 
 
@@ -183,13 +186,15 @@ def compose(words: Sequence[str], work: Callable[[RunConfig], None], without: Se
     from repro import config
 
     words, sweep = config.quoted(words), bool(set(words) & set(SWEEP))
-    config.check(_overrides(words), sweep, without)
+    overrides = _overrides(words)
+    config.check(overrides, sweep, without)
     config.register()
     job = Job(work, sweep)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to here, and told in one sentence
     import hydra
 
-    given, sys.argv = sys.argv, [config.NAME, *words]
+    flags = [word for word in words if word not in overrides]  # first, as Hydra takes none in between
+    given, sys.argv = sys.argv, [config.NAME, *flags, *overrides]
     try:
         hydra.main(config_path=None, config_name=config.NAME, version_base="1.3")(job)()
     except Exception as error:
@@ -199,8 +204,10 @@ def compose(words: Sequence[str], work: Callable[[RunConfig], None], without: Se
         raise told from error
     finally:
         sys.argv = given
+    if job.failed:
+        return 2
     parallel.leave()
-    return 2 if job.failed else 0
+    return 0
 
 
 def _overrides(words: Sequence[str]) -> list[str]:
@@ -369,10 +376,15 @@ def _verify(words: list[str]) -> int:
     given = pairs(words, ["run", *VERIFY])
     if "run" not in given:
         raise UserError(f"verify needs run=...: {VERBS['verify'].usage}.")
+    from baselines import parallel
+    from repro import config
     from repro.verify import verify
 
+    config.check(config.quoted(f"{key}={value}" for key, value in given.items() if key in VERIFY))
     verdict = verify(given.pop("run"), given)
-    print(verdict.sentence, *verdict.fields, sep="\n  ")
+    if parallel.rank() == 0:
+        print(verdict.sentence, *verdict.fields, sep="\n  ")
+    parallel.leave()
     return 0 if verdict.holds else 1
 
 

@@ -8,6 +8,8 @@ import hashlib
 import json
 import platform
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +22,11 @@ from baselines import task as tasks
 from baselines.base import Baseline, Recipe
 from baselines.data import Data
 from baselines.errors import Diverged, UserError
-from baselines.task import Engine, Task
+from baselines.task import Engine, Meter, Task
 from repro.config import default_cache
 from repro.latency import check_seconds
 from repro.locks import alone
-from repro.record import plain, replace
+from repro.record import is_training, parse, plain, replace
 
 if TYPE_CHECKING:
     from repro.config import RunConfig
@@ -121,12 +123,29 @@ def fastest(ground: Ground, device: torch.device) -> tuple[str, bool]:
     path = ground.cache / "speed.json"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     key = f"{ground.baseline.name} | {name} | {torch.get_num_threads()} threads | torch {torch.__version__}"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = read_json(path, _are_choices) or {}
     if key not in known:
         example = torch.zeros(1, *ground.data.train.shape())
         known[key] = list(tasks.fastest(ground.baseline.net(ground.data.num_classes), example, device))
         write_json(path, known)
     return tuple(known[key])
+
+
+def _are_choices(known: Any) -> bool:
+    """Whether JSON is an object of pairs: a precision, and whether channels are last."""
+    choices = [[precision, last] for precision in ("fp32", "bf16") for last in (False, True)]
+    return isinstance(known, dict) and all(c in choices and isinstance(c[1], bool) for c in known.values())
+
+
+def read_json(path: Path, holds: Callable[[Any], bool]) -> Any:
+    """What ``write_json`` wrote; None where there is no file or, with a sentence, where it does not hold that."""
+    if not path.is_file():
+        return None
+    with contextlib.suppress(ValueError, RecursionError):
+        if holds(value := parse(path.read_text("utf-8"))):
+            return value
+    print(f"{path} is damaged and is not used: it is made again.", file=sys.stderr, flush=True)
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -176,6 +195,8 @@ def trained(ground: Ground) -> tuple[nn.Module, dict[str, Any]]:
     with turn if parallel.rank() == 0 else contextlib.nullcontext():
         if parallel.from_first(path.exists()):
             state, facts = weights.read(path)
+            if not is_training(facts) or facts["meter"].keys() != dataclasses.asdict(Meter()).keys():
+                raise UserError(f"{path} does not say how its net was trained: delete it, and it is trained again.")
             return ground.engine.place(weights.fit(model, state, path, b.name)), facts
         return _trained_now(ground, model, recipe, path)
 

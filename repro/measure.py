@@ -18,7 +18,7 @@ from baselines.task import EVAL_BATCH, Normalise, accuracy
 from repro import architecture, codec, latency, packed
 from repro.counting import counted, layer_costs
 from repro.interchange import session, to_onnx
-from repro.record import SCHEMA_VERSION, Measurement, Record, load_all
+from repro.record import SCHEMA_VERSION, Measurement, Record, is_measurement, load_all
 
 if TYPE_CHECKING:
     from repro.config import RunConfig
@@ -48,14 +48,16 @@ def measure(ground: Ground, model: nn.Module, onnx: bytes | None, file: codec.Pa
 
 def measured_dense(ground: Ground, dense: Dense) -> Measurement:
     """The dense net, measured once and remembered by the hash of its weights and of the data."""
-    from repro.ground import write_json
+    from repro.ground import read_json, write_json
 
     data = hashlib.sha256(json.dumps(ground.data.sha256, sort_keys=True).encode()).hexdigest()[:12]
     name = f"{dense.sha256[:16]}-{data}-{ground.engine.device.type}-{SCHEMA_VERSION}.json"
     path = ground.cache / "measured" / name
-    if not path.exists():
-        write_json(path, dataclasses.asdict(measure(ground, dense.model, exported(ground, dense.model)[0])))
-    return Measurement(**json.loads(path.read_text()))
+    known = read_json(path, is_measurement)
+    if known is None:
+        known = dataclasses.asdict(measure(ground, dense.model, exported(ground, dense.model)[0]))
+        write_json(path, known)
+    return Measurement(**known)
 
 
 def compared(ground: Ground, dense: nn.Module, compressed: nn.Module, onnx: bytes | None) -> dict[str, Any]:

@@ -470,15 +470,11 @@ RECORDED: dict[str, Rule] = {
 def _fault(data: Any) -> str | None:
     """What is wrong with the JSON of a record, in words; None where nothing is."""
     fault = _check(data, RECORDED, "")
-    fault = fault or _check(data["dense"], MEASURED, "dense.") or _check(data["compressed"], MEASURED, "compressed.")
+    fault = fault or _net_fault(data["dense"], "dense") or _net_fault(data["compressed"], "compressed")
     if fault:
         return fault
     if data["status"] == "ok" and None in (data["dense"]["top1"], data["compressed"]["top1"]):
         return "its status is ok but a top1 is null"
-    for name in ("dense", "compressed"):
-        net = data[name]
-        if net["nonzero"] > net["params"] or net["effective_macs"] > net["macs"]:
-            return f"'{name}' has more nonzero than params, or more effective_macs than macs"
     if data["stored"] and stored_bits(data["stored"]) != 8 * (data["compressed"]["bytes"] or 0):
         return "the bits in 'stored' do not add up to compressed.bytes"
     if data["given_weights"] and not data["provenance"]["dense_sha256"]:
@@ -490,6 +486,24 @@ def stored_bits(stored: dict[str, Any]) -> int:
     """All bits of a file, from a record's ``stored``."""
     tensors = stored["tensors"].values()
     return stored["header"] + stored["plain"] + sum(tensor[part][1] for tensor in tensors for part in PARTS)
+
+
+def _net_fault(net: Any, name: str) -> str | None:
+    """What is wrong with a ``Measurement`` as JSON, in words; None where nothing is."""
+    fault = _check(net, MEASURED, f"{name}.")
+    if fault is None and (net["nonzero"] > net["params"] or net["effective_macs"] > net["macs"]):
+        return f"'{name}' has more nonzero than params, or more effective_macs than macs"
+    return fault
+
+
+def is_measurement(net: Any) -> bool:
+    """Whether JSON holds a valid ``Measurement``."""
+    return _net_fault(net, "net") is None
+
+
+def is_training(facts: dict[str, Any]) -> bool:
+    """Whether JSON holds what is kept beside a trained dense net: meter, curve and recipe."""
+    return _check(facts, {**{name: RECORDED[name] for name in ("meter", "curve")}, "recipe": TABLE}, "") is None
 
 
 def _check(data: Any, rules: dict, prefix: str) -> str | None:

@@ -105,7 +105,7 @@ def its_turn(ground: Ground, dense: Dense) -> Iterator[Record | None]:
 
 
 def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
+    return path.read_bytes() if path.is_file() else None
 
 
 def asked(ground: Ground) -> dict[str, Any]:

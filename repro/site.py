@@ -105,7 +105,7 @@ def _ours(out: Path) -> None:
             raise UserError(f"out={out} is a file: give the name of a folder, such as out=site.")
         return
     here = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_symlink() or not path.is_dir()}
-    known = set((out / MARKER).read_text("utf-8").split("\n")) | {MARKER} if MARKER in here else set()
+    known = set((out / MARKER).read_text("utf-8", "replace").split("\n")) | {MARKER} if MARKER in here else set()
     if strange := sorted(here - known):
         raise UserError(
             f"out={out} holds '{strange[0]}', which this command did not write: give another folder, or empty this one."
@@ -386,7 +386,7 @@ def told(doc: str) -> tuple[str, list[str]]:
 def equations(source: str) -> list[tuple[int, str, str]]:
     """(line number, what is said, line) of every comment, and every paragraph of a function's or class's docstring,
     that names an equation; a comment on a line of its own goes with the next line."""
-    lines, found = source.splitlines(), []
+    lines, found = source.split("\n"), []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and EQUATION.search(token.string):
             row, column = token.start

@@ -13,21 +13,25 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from baselines import weights
+from baselines import parallel, weights
 from baselines.data import DataOptions
 from baselines.errors import UserError
 from repro import registry
-from repro.config import BaselineOptions, DeviceOptions, ResultsOptions, RunConfig
+from repro.config import ALLOWED, BaselineOptions, DeviceOptions, ResultsOptions, RunConfig
 from repro.ground import Ground, dense_net, given_net, prepare
 from repro.record import Record, is_stale, load_all, pick, plain
+
+if TYPE_CHECKING:
+    from methods.base import Method
 
 POINTS = 1.0  # percentage points
 SHARE = 0.01
 ACCURACIES = ("top1", "top5", "subset_top1")
+MOST_THREADS = 1024
 NOT_COMPARED = ("latency", "provenance")
-PLACE = ("device", "packages", "python", "threads", "precision", "channels_last")
+PLACE = ("device", "packages", "python", "threads", "processes", "precision", "channels_last")
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,12 @@ def verify(run: str, given: dict[str, str]) -> Verdict:
             f"The record {old.id} is stale: the code of {old.method} that made it has changed since, so there is "
             "nothing to verify. Run it again."
         )
-    return compare(old, again(old, given))
+    new = again(old, given)
+    return parallel.from_first(compare(old, new) if new else None)
 
 
-def again(old: Record, given: dict[str, str]) -> Record:
-    """The record made anew."""
+def again(old: Record, given: dict[str, str]) -> Record | None:
+    """The record made anew; None on all processes but the first."""
     from repro.run import made, made_dense, resolved_options
 
     ground = prepare(configured(old, given))
@@ -72,19 +77,18 @@ def again(old: Record, given: dict[str, str]) -> Record:
             return made_dense(dataclasses.replace(ground, cache=Path(cache)))
     if old.given_weights:
         _check_weights(ground, old)
-    return made(ground, dense_net(ground), resume=False)[0]
+    found = made(ground, dense_net(ground), resume=False)
+    return found and found[0]
 
 
 def configured(old: Record, given: dict[str, str]) -> RunConfig:
-    """The configuration that gives the record."""
-    from omegaconf import OmegaConf
-
+    """The configuration that gives the record; UserError where it does not say enough."""
+    _check_says(old)
     part = re.fullmatch(r".*\[(\d+)x(\d+|all)\]", old.options["data"])
     classes, images = part.groups() if part else (None, "all")
-    cls, at = registry.method_class(old.method), old.provenance
-    method = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), old.hyperparameters))
+    at = old.provenance
     return RunConfig(
-        method=method,
+        method=_method(old),
         baseline=BaselineOptions(old.baseline, given.get("baseline.weights"), given.get("baseline.teacher")),
         data=DataOptions(
             root=given.get("data.root"),
@@ -107,6 +111,36 @@ def configured(old: Record, given: dict[str, str]) -> RunConfig:
     )
 
 
+def _check_says(old: Record) -> None:
+    """UserError where the record lacks something that a run needs, or holds something else there."""
+    at, options = old.provenance, old.options
+    threads = at.get("threads")
+    says = {
+        "options.data": isinstance(options.get("data"), str),
+        "options.holdout": isinstance(options.get("holdout"), bool),
+        "provenance.data_sha256": "data_sha256" in at,
+        "provenance.device": isinstance(at.get("device"), str),
+        "provenance.precision": at.get("precision") in ALLOWED["device.precision"],
+        "provenance.channels_last": isinstance(at.get("channels_last"), bool),
+        "provenance.threads": type(threads) is int and 0 < threads <= MOST_THREADS,
+    }
+    if lacking := [name for name, right in says.items() if not right]:
+        raise UserError(f"The record {old.id} has no usable {', '.join(lacking)}: it cannot be made again.")
+
+
+def _method(old: Record) -> Method:
+    """The method with the record's hyper-parameters; UserError where they are not its fields."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    cls = registry.method_class(old.method)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), old.hyperparameters))
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"The record {old.id} has hyper-parameters that {old.method} does not take: {why}.") from error
+
+
 def _check_weights(ground: Ground, old: Record) -> None:
     net, want = given_net(ground), old.provenance["dense_sha256"]
     if net is None or weights.digest(net.state_dict()) != want:
@@ -125,7 +159,8 @@ def compare(old: Record, new: Record) -> Verdict:
     name = f"{old.method} on {old.baseline} ({old.id})"
     if not differ:
         return Verdict(True, f"{name} holds: every field is equal.", [])
-    elsewhere = [key for key in PLACE if old.provenance.get(key) != new.provenance.get(key)]
+    there, here = ({"processes": 1} | record.provenance for record in (old, new))
+    elsewhere = [key for key in PLACE if there.get(key) != here.get(key)]
     if elsewhere and not (far := list(_far(one, two))):
         where = f"made with another {', '.join(elsewhere)}"
         told = f"{name} holds within {POINTS:g} points of accuracy and {SHARE:.0%} of every size ({where})."

@@ -146,7 +146,7 @@ def test_a_run_gets_its_configuration_and_leaves_nothing_in_the_working_folder(r
 
 
 def test_a_sweep_runs_every_combination(runs, tmp_path, capsys):
-    assert cli.main(["run", "-m", "method=dense,demo", "seed=0,1,2"]) == 0
+    assert cli.main(["run", "method=dense,demo", "-m", "seed=0,1,2"]) == 0
     found = [(type(cfg.method).__name__, cfg.seed, getattr(cfg.method, "epochs", None)) for cfg in runs]
     assert found == [(name, seed, epochs) for name, epochs in (("Dense", None), ("Demo", 7)) for seed in (0, 1, 2)]
     assert os.listdir(tmp_path / "work") == [] and capsys.readouterr().err == ""

@@ -230,6 +230,13 @@ def test_a_signal_outside_of_a_training_and_a_second_one_end_at_once():
     assert faults.asked_to_stop() is None
 
 
+def test_sigterm_from_slurm_and_from_the_parent_is_one_wish():
+    with faults.signals_handled(), faults.steps():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert isinstance(faults.asked_to_stop(), faults.Stopped)
+
+
 # -------------------------------------------------------------------------------------------------- memory
 
 

@@ -7,6 +7,8 @@ import os
 import random
 import resource
 import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +16,19 @@ import torch
 from safetensors.torch import save
 from test_codec import every_coding, read_file, ruin, twist, write_file
 from test_records import CELL, COUNTED, LATENCY, LAYERS, STORED, a_record
+from test_run import config as run_config
 
 from baselines import base, weights
-from baselines.data import read_npz
+from baselines import task as tasks
+from baselines.data import DataOptions, read_npz
 from baselines.errors import UserError
-from repro import codec, config, leaderboard, report
+from baselines.task import Fit, Journal, Meter, Task
+from methods.filter_pruning.l1_filter import L1Filter
+from repro import codec, config, leaderboard, measure, report
 from repro.__main__ import main
-from repro.record import load, load_all
+from repro.ground import Dense, fastest, prepare, trained
+from repro.record import is_measurement, is_training, load, load_all
+from repro.verify import configured
 
 HUGE = [0, -1, 1, 2**31, 2**32 - 1, 2**63, 10**18, 10**40, 1e308, -0.0, 1e999, True, None]
 ODD = [*HUGE, "", "x", "../../x", "a\x00b", "\ud800", "=1+1", "</script><script>x", "|\n|", "\\input{x}", [], {}, [[]]]
@@ -116,6 +124,8 @@ def changed(data, rng):
     """One to three places of a JSON object hold something else, are gone, or have a neighbour."""
     data = json.loads(json.dumps(data))
     for _ in range(rng.randrange(1, 4)):
+        if not data:
+            break
         *way, last = rng.choice([*places(data)])
         inner = data
         for key in way:
@@ -272,6 +282,105 @@ def test_data_files(tmp_path):
     assert used + refused == 1001 and refused > 500
     with pytest.raises(UserError, match="unpacks to"):
         use(bombs.getvalue())
+
+
+def tiny(**options):
+    return prepare(run_config(Path("."), budget="smoke", **options))
+
+
+def test_what_was_measured_before(capsys, monkeypatch):
+    """The choice of arithmetic and the numbers of the dense net in the cache: used, or told and measured again."""
+    rng, ground, net = random.Random(6), tiny(), base.load("tiny_plain_synthetic").net(4)
+    dense = Dense(net, "d" * 64, False)
+    engines = [[precision, last] for precision in ("fp32", "bf16") for last in (False, True)]
+    before, made = measure.measured_dense(ground, dense), []
+    monkeypatch.setattr(tasks, "fastest", lambda *given: made.append(1) or ("bf16", True))
+    monkeypatch.setattr(measure, "measure", lambda *given: made.append(1) or before)
+    monkeypatch.setattr(measure, "exported", lambda *given: (None, ""))
+    device = torch.device("cpu")
+    assert fastest(ground, device) == ("bf16", True)
+    (speed, measured), used = (ground.cache / "speed.json", *(ground.cache / "measured").iterdir()), 0
+    for path, use in (
+        (speed, lambda: fastest(ground, device)),
+        (measured, lambda: measure.measured_dense(ground, dense)),
+    ):
+        whole = path.read_bytes()
+        texts = (json.dumps(changed(json.loads(whole), rng)).encode() for _ in range(250))
+        for content in [b"[]", b"1", b"", b"[" * 10**5, *texts, *bytes_like(whole, rng, 250)]:
+            path.write_bytes(content)
+            made.clear()
+            found = use()
+            if path == speed:
+                assert [*found] in engines and type(found[1]) is bool
+            else:
+                assert is_measurement(vars(found))
+            told = f"{path} is damaged and is not used" in capsys.readouterr().err
+            assert (path.read_bytes() == content) is not bool(made) and (made or not told)
+            used += not made
+    assert 5 < used < 200
+
+
+def test_the_facts_beside_a_trained_net():
+    rng, ground = random.Random(7), tiny()
+    trained(ground)
+    (path,) = (ground.cache / "dense").iterdir()
+    state, facts = weights.read(path)
+
+    def use(new):
+        kept = {"sha256": weights.digest(state), "facts": json.dumps(new)}
+        path.write_bytes(save(state, kept))
+        found = trained(ground)[1]
+        assert is_training(found) and Meter(**found["meter"])
+
+    used, refused = survived(use, [{}, [], *(changed(facts, rng) for _ in range(150))])
+    assert used > 5 and refused > 100
+
+
+def test_journals(capsys):
+    """What a killed run has left: used, or done again with a sentence, or refused."""
+    rng, found = random.Random(8), base.load("tiny_plain_synthetic")
+    data, folder = found.data(DataOptions()), Path("journal")
+
+    def training(steps=1):
+        task = Task(found, data, budget="paper", journal=folder)
+        fit = Fit(task, found.net(4), found.finetune, steps, 8)
+        return fit, Journal(task, fit)
+
+    fit, journal = training()
+    fit.run()
+    whole = journal.whole.read_bytes()
+    kept = torch.load(journal.whole, weights_only=True)
+
+    def use(content):
+        journal.whole.write_bytes(content)
+        training()[1].restore()
+
+    def altered():
+        value, file = copy.deepcopy(kept), io.BytesIO()
+        inner = rng.choice([value, value, value["meter"], value["rng"], value["optimizer"], value["things"]])
+        inner[rng.choice([*inner] if isinstance(inner, dict) else range(len(inner)))] = copy.deepcopy(rng.choice(ODD))
+        torch.save(rng.choice([value] * 20 + ODD), file)
+        return file.getvalue()
+
+    used, refused = survived(use, [whole, *bytes_like(whole, rng, 200), *(altered() for _ in range(200))])
+    damaged = capsys.readouterr().err.count("call0.pt is damaged and is not used")
+    assert used + refused == 401 and refused > 30 and 150 < damaged < used
+
+
+def test_records_to_verify():
+    """What a valid record may lack of what a run needs."""
+    rng, old = random.Random(9), replace(a_record(), method="l1_filter")
+    place = {"data_sha256": {}, "device": "cpu (x)", "precision": "fp32", "channels_last": False, "threads": 1}
+    fields = {"provenance": old.provenance | place, "options": {"data": "synthetic[3x2]", "holdout": False}}
+    fields["hyperparameters"] = {"ratio": 0.5}
+
+    def use(fields):
+        cfg = configured(replace(old, **fields), {})
+        assert isinstance(cfg.method, L1Filter) and type(cfg.device.threads) is int and type(cfg.data.holdout) is bool
+
+    altered = ({**fields, name: changed(fields[name], rng)} for name in fields for _ in range(150))
+    used, refused = survived(use, [fields, *altered])
+    assert used > 20 and refused > 200
 
 
 def a_name(rng):

@@ -8,6 +8,8 @@ import copy
 import io
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +23,10 @@ from baselines import base, parallel
 from baselines.base import Recipe
 from baselines.data import ArraySplit, DataOptions
 from baselines.errors import UserError
-from baselines.task import Journal, Task, seed_everything
+from baselines.task import Fit, Journal, Task, seed_everything
+from methods.structured_sparsity.gal import GAL
+from repro.record import load
+from repro.verify import comparable
 
 ODD = Recipe(epochs=2, lr=0.05, batch_size=33)  # 16 images for one process, 17 for the other
 RUN = ["run", "method=gal", "baseline=tiny_resnet_synthetic", "budget=smoke"]
@@ -148,16 +153,72 @@ def work(out):
     with pytest.raises(UserError, match="divided among 2 processes"):
         parallel.Share(1)
     torch.save(results, out / f"rank{parallel.rank()}.pt")
-    run(out, "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "leave", lambda: None)  # nobody meets twice
+        run(out, "run")
+        verify(out, "verified")
+        if parallel.rank() == 0:
+            alter(out)
+        verify(out, "refuted")
+        stopped(out)
+        run(out, "stopped", "resumed")
+    alone(out)
 
 
-def run(out, name):
+def run(out, folder, name=""):
+    told(out, name or folder, [*RUN, f"cache={out / folder}", f"results.dir={out / folder}", "latency=0"])
+
+
+def told(out, name, words):
+    """What the command says and its status, in a file of this process."""
     from repro.__main__ import main
 
     written = io.StringIO()
-    with contextlib.redirect_stdout(written):
-        status = main([*RUN, f"cache={out / name}", f"results.dir={out / name}", "latency=0"])
+    with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
+        status = main(words)
     Path(out, f"{name}{os.environ.get('RANK', '')}.txt").write_text(f"{status}\n{written.getvalue()}")
+
+
+def verify(out, name):
+    parallel.wait()  # until the first one has written the record
+    (path,) = (out / "run" / "records").rglob("*.json")
+    told(out, name, ["verify", f"run={path.stem}", f"cache={out / 'run'}", f"results.dir={out / 'run'}"])
+
+
+def alter(out):
+    (path,) = (out / "run" / "records").rglob("*.json")
+    record = json.loads(path.read_text())
+    shutil.copy(path, out / "run.json")
+    path.write_text(json.dumps(record | {"compressed": record["compressed"] | {"top1": 1.0}}))
+
+
+def stopped(out):
+    """SIGTERM for the second process alone, in the first step of the run (before it, the dense net takes one)."""
+    seen, look = [], Fit._stop_if_asked
+
+    def at_the_second_look(fit):
+        seen.append(fit)
+        if len(seen) == 2 and parallel.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        look(fit)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fit, "_stop_if_asked", at_the_second_look)
+        run(out, "stopped")
+    if parallel.rank() == 0:
+        (out / "kept.txt").write_text(" ".join(path.name for path in (out / "stopped" / "journal").glob("*/*")))
+
+
+def alone(out):
+    """An error in the second process alone, in the first run of a sweep: it ends, and the first one gets to know."""
+
+    def unhappy(self, model, task):
+        raise UserError("This process is unhappy.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if parallel.rank() == 1:
+            patch.setattr(GAL, "compress", unhappy)
+        told(out, "alone", [*RUN, "-m", "seed=0,1", f"cache={out / 'run'}", f"results.dir={out / 'alone'}"])
 
 
 @pytest.fixture(scope="module")
@@ -199,11 +260,48 @@ def test_batch_normalisation_sees_parts_of_batches_and_learns_as_well(two, tmp_p
 def test_a_run_has_one_record_one_voice_and_the_number_of_its_processes(two):
     out, _ = two
     (path,) = (out / "run" / "records").rglob("*.json")
-    record = json.loads(path.read_text())
+    record = json.loads((out / "run.json").read_text())
     assert record["provenance"]["processes"] == 2 and record["meter"]["steps"] == 4
-    said, silent = ((out / f"run{rank}.txt").read_text().splitlines() for rank in range(2))
+    said, silent = of_both(out, "run")
     assert said[0] == "0" and any(path.name in line for line in said) and silent == ["0"]
     assert not [*(out / "run" / "journal").glob("*/*")]
+
+
+def of_both(out, name):
+    """The lines of both processes: status, then what was said."""
+    return [(out / f"{name}{rank}.txt").read_text().splitlines() for rank in range(2)]
+
+
+def test_both_verify_a_record_and_one_tells(two):
+    out, _ = two
+    said, silent = of_both(out, "verified")
+    assert said[0] == "0" and said[1].endswith("holds: every field is equal.") and silent == ["0"]
+    said, silent = of_both(out, "refuted")
+    assert said[0] == "1" and "does not hold: 1 fields differ." in said[1] and silent == ["1"]
+
+
+def test_a_signal_to_one_of_two_stops_both_behind_the_same_step_and_they_go_on_from_there(two):
+    out, _ = two
+    for lines in of_both(out, "stopped"):
+        assert lines[0] == "143" and lines[-1].startswith("Stopped by SIGTERM.")
+    assert (out / "kept.txt").read_text() == "call0.part.pt"
+    assert [lines[0] for lines in of_both(out, "resumed")] == ["0", "0"]
+    (path,) = (out / "stopped" / "records").rglob("*.json")
+    assert comparable(load(path)) == comparable(load_moved(out / "run.json", path))
+
+
+def load_moved(path, place):
+    """The record in ``path``, read where ``place`` is."""
+    shutil.copy(path, place)
+    return load(place)
+
+
+def test_an_error_in_one_of_two_ends_both_with_a_sentence(two):
+    out, _ = two
+    for said, why in zip(of_both(out, "alone"), ("Another process of this run has ended", "This process"), strict=True):
+        assert said[0] == "2" and sum(f": {why}" in line for line in said) == 1
+        assert not any("Traceback" in line for line in said)
+    assert not (out / "alone" / "records").exists()
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def helper():
     Eq. 5.
     """
 '''
-HARMFUL = '<script>alert(1)</script><img src=x onerror="alert(2)">'
+HARMFUL = """</script><script>alert(1)</script><img src=x onerror="alert(2)">&lt;'<!--"""
 WORDS = ("IDEA", "CLASS", "TITLE", "CHECKED", "LABEL", "REASON", "COMMENT", "SAID")
 
 
@@ -344,6 +344,10 @@ def test_the_idea_and_the_equations_of_every_method_file_are_found():
         assert len(site.equations(source)) >= len(re.findall(r"#.*\bEqs?\. ?\(?\d", source)), entry.name
 
 
+def test_equations_are_found_by_the_lines_that_python_counts():
+    assert site.equations("# a\u2028b\x0cc\nx = 1  # Eq. 3\n") == [(2, "Eq. 3", "x = 1")]
+
+
 def test_marked_up_prose_is_escaped():
     assert site.prose("a ``b`` 2**3 <d> `<e>`") == "a <code>b</code> 2**3 &lt;d&gt; <code>&lt;e&gt;</code>"
 
@@ -403,7 +407,8 @@ def test_harmful_texts_are_only_texts(tmp_path, monkeypatch):
         assert "<script>alert" not in bad[name] and "<img" not in bad[name], name
         assert Read(bad[name]).skeleton == Read(good[name]).skeleton, name
         assert Read(bad[name]).text.count(HARMFUL) >= 1, name
-    assert HARMFUL in str(data(bad[f"boards/{NET}.html"])["boards"])
+    (board,) = data(bad[f"boards/{NET}.html"])["boards"]
+    assert any(HARMFUL in point["setting"] for point in board["points"])
     (page,) = {bad[name] for name in bad if name.startswith("runs/") and records[1].id in name}
     assert "<script" not in page and "<img" not in page
 
@@ -458,13 +463,14 @@ def test_what_it_did_not_write_is_left_alone(tmp_path):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("years of work")
+    (foreign / site.MARKER).write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"holds 'thesis.tex', which this command did not write"):
         written(tmp_path / "3", foreign)
     with pytest.raises(UserError, match="is a file: give the name of a folder"):
         written(tmp_path / "4", foreign / "thesis.tex")
     with pytest.raises(UserError, match="cannot be written"):
         written(tmp_path / "5", foreign / "thesis.tex" / "site")
-    assert contents(out) == before and contents(foreign) == {"thesis.tex": b"years of work"}
+    assert contents(out) == before and contents(foreign) == {"thesis.tex": b"years of work", site.MARKER: b"\xff"}
 
 
 def test_an_error_on_the_way_leaves_the_site_as_it_was(tmp_path, monkeypatch):
