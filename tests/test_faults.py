@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_run import config
+from test_task import net, task
 
-from baselines import base, faults
-from baselines.data import DataOptions
+from baselines import faults
 from baselines.errors import UserError
-from baselines.task import Fit, Task, seed_everything
+from baselines.task import Fit, Task
 from methods.filter_pruning.l1_filter import L1Filter
 from repro import __main__ as cli
 from repro import ground, locks, record
-from repro.config import BaselineOptions, DeviceOptions, ResultsOptions, RunConfig
 from repro.run import run
 
 ROOT = Path(__file__).parent.parent
@@ -27,30 +27,8 @@ SMALL = ("run", "method=l1_filter", "baseline=tiny_plain_synthetic", "budget=sho
          "device.channels_last=false", "latency=0")  # fmt: skip
 
 
-def config(tmp_path, method=None):
-    return RunConfig(
-        method=method or L1Filter(ratio=0.5),
-        baseline=BaselineOptions("tiny_plain_synthetic"),
-        budget="short",
-        results=ResultsOptions(str(tmp_path / "results")),
-        device=DeviceOptions(precision="fp32", channels_last=False),
-        cache=str(tmp_path / "cache"),
-        latency=0.0,
-    )
-
-
 def words(tmp_path, *more):
     return [*SMALL, f"cache={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}", *more]
-
-
-def task(**options):
-    baseline = base.load("tiny_plain_synthetic")
-    return Task(baseline, baseline.data(DataOptions()), **{"budget": "paper", **options})
-
-
-def net():
-    seed_everything(0)
-    return base.load("tiny_plain_synthetic").net(4)
 
 
 def gap(a, b):

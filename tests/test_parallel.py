@@ -17,24 +17,20 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from test_task import task
 from torch import nn
 
 from baselines import base, parallel
 from baselines.base import Recipe
-from baselines.data import ArraySplit, DataOptions
+from baselines.data import ArraySplit
 from baselines.errors import UserError
-from baselines.task import Fit, Journal, Task, seed_everything
+from baselines.task import Fit, Journal, seed_everything
 from methods.structured_sparsity.gal import GAL
 from repro.record import load
 from repro.verify import comparable
 
 ODD = Recipe(epochs=2, lr=0.05, batch_size=33)  # 16 images for one process, 17 for the other
 RUN = ["run", "method=gal", "baseline=tiny_resnet_synthetic", "budget=smoke"]
-
-
-def task(**options):
-    baseline = base.load("tiny_plain_synthetic")
-    return Task(baseline, baseline.data(DataOptions()), **{"budget": "paper", **options})
 
 
 def plain(dropout=0.0):
