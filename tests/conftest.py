@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -27,3 +28,16 @@ def seeded():
     from baselines.task import seed_everything
 
     seed_everything(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_they_were():
+    """A file of tests leaves no name of the suite's modules bound to something else: later files would use it."""
+    own = [module for name, module in sys.modules.items() if name.partition(".")[0] in ("baselines", "methods", "repro")]
+    before = [(module, dict(vars(module))) for module in own]
+    yield
+    changed = [
+        f"{module.__name__}.{name}" for module, names in before for name, value in names.items()
+        if vars(module).get(name) is not value
+    ]  # fmt: skip
+    assert not changed

@@ -258,7 +258,6 @@ def written_out(net, critic, batches, every, sparse, mu, lr, mask_lr):
 def trained(module, net, critic, batches, every, **fields):
     """The outputs of the method's own net after the same rounds; labels are missing. Nothing reaches zero."""
     task, asked = task_for(), []
-    module.discriminator = lambda classes: copy.deepcopy(critic)
     task.steps = lambda epochs, of: every * 100
 
     def train(model, epochs, of, **options):
@@ -273,7 +272,9 @@ def trained(module, net, critic, batches, every, **fields):
         return model.eval()
 
     task.train = train
-    out = module.GAL(mask_mean=0.8, mask_std=0.0, epochs=3.0, finetune_epochs=2.0, **fields).compress(net, task)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "discriminator", lambda classes: copy.deepcopy(critic))
+        out = module.GAL(mask_mean=0.8, mask_std=0.0, epochs=3.0, finetune_epochs=2.0, **fields).compress(net, task)
     assert asked[1] == (2.0, 5.0, ["lr"]) and asked[0][:2] == (3.0, 5.0)
     assert size_of(out, TINY) == size_of(TinyPlain(), TINY)
     return out(batches[0]).detach()
