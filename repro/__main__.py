@@ -24,6 +24,7 @@ HELP = ("-h", "--help")
 SWEEP = ("-m", "--multirun")
 SHOW = ("-c", "--cfg")
 SHOWN = ("job", "hydra", "all")
+SLURM = "hydra/launcher=submitit_slurm"
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,7 @@ def compose(words: Sequence[str], work: Callable[[RunConfig], None], without: Se
     words, sweep = config.quoted(words), bool(set(words) & set(SWEEP))
     overrides = _overrides(words)
     config.check(overrides, sweep, without)
+    _check_slurm(words)
     config.register()
     job = Job(work, sweep)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to here, and told in one sentence
@@ -208,6 +210,18 @@ def compose(words: Sequence[str], work: Callable[[RunConfig], None], without: Se
         return 2
     parallel.leave()
     return 0
+
+
+def _check_slurm(words: Sequence[str]) -> None:
+    """UserError for a sweep to be started by Slurm where there is no Slurm."""
+    import shutil
+
+    starts = set(words) & set(SWEEP) and not set(words) & set(SHOW)
+    if starts and SLURM in words and not shutil.which("srun"):
+        raise UserError(
+            f"{SLURM}, but there is no Slurm on this machine (no command srun): start the sweep on a node of its "
+            "cluster, or with hydra/launcher=joblib or ray."
+        )
 
 
 def _overrides(words: Sequence[str]) -> list[str]:

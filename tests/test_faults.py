@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from methods.filter_pruning.l1_filter import L1Filter
 from repro import __main__ as cli
 from repro import ground, locks, record
 from repro.run import run
+from repro.verify import comparable, differences
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("run", "method=l1_filter", "baseline=tiny_plain_synthetic", "budget=short", "device.precision=fp32",
@@ -131,6 +133,46 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and path.read_text() == "old"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of its own in memory, and a function that mounts it again with other options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options):
+        words = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+        return shutil.which("mount") and subprocess.run(words, capture_output=True).returncode == 0
+
+    if not mount("size=8k"):
+        pytest.skip("this user may not mount a disk")
+    yield folder, lambda options: mount(f"remount,{options}")
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_at_any_place_and_then_read_only(tmp_path, disk, capsys):
+    """At first nothing fits, then more and more: each time the run ends with a sentence and goes on from there."""
+    folder, remount = disk
+    seen, names = [], set()
+    for size in range(16, 2000, 16):
+        assert remount(f"size={size}k")
+        status = cli.main(words(folder))
+        err, left = capsys.readouterr().err, {str(path) for path in folder.rglob("*") if path.is_file()}
+        assert not [name for name in left if name.endswith(".part")]
+        if status == 0:
+            break
+        assert status == 2 and "The disk is full" in err and "Traceback" not in err
+        assert {name for name in names if "journal" not in name} <= left, "what was finished is kept"
+        seen, names = [*seen, len(left)], left
+    assert len({*seen}) > 2, "full at several places"
+    want = cli_record(tmp_path / "whole")
+    ((got,), problems) = record.load_all(folder / "results")
+    assert not problems and not [*differences(comparable(want), comparable(got))]
+    assert remount("ro")
+    assert cli.main(words(folder)) == 2
+    assert "Nothing can be written there" in capsys.readouterr().err
+    assert record.load_all(folder / "results")[0] == [got]
 
 
 def test_a_full_disk_is_a_sentence_and_the_run_goes_on_later(tmp_path, capsys):

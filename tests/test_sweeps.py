@@ -133,3 +133,21 @@ def test_one_killed_worker_stops_no_other_and_its_run_is_made_at_the_next_start(
 def test_workers_share_the_cores(monkeypatch, launcher, cores, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     assert cli.threads(OmegaConf.create(launcher)) == expected
+
+
+SLURM = ("run", "-m", *CELL, "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=6")
+
+
+def test_slurm_is_asked_for_the_threads_that_the_runs_take(capsys):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="not installed (extra: cluster)")
+    assert cli.main([*SLURM, "--cfg", "hydra"]) == 0
+    launcher = OmegaConf.create(capsys.readouterr().out).hydra.launcher
+    assert launcher._target_.endswith(".SlurmLauncher")
+    assert launcher.cpus_per_task == cli.threads(launcher) == 6 and launcher.tasks_per_node == 1
+
+
+def test_a_machine_without_slurm_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.main([*SLURM, *folders(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert "there is no Slurm on this machine" in told and told.count("\n") == 1
