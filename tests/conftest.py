@@ -33,7 +33,8 @@ def seeded():
 @pytest.fixture(scope="module", autouse=True)
 def as_they_were():
     """A file of tests leaves no name of the suite's modules bound to something else: later files would use it."""
-    own = [module for name, module in sys.modules.items() if name.partition(".")[0] in ("baselines", "methods", "repro")]
+    roots = ("baselines", "methods", "repro")
+    own = [module for name, module in sys.modules.items() if name.partition(".")[0] in roots]
     before = [(module, dict(vars(module))) for module in own]
     yield
     changed = [
