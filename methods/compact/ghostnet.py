@@ -8,20 +8,17 @@ depthwise convolution makes the rest, their ghosts, from these.
 ``net`` "baseline": a Ghost module stands for every ungrouped convolution of the baseline's net, together with the BN
 and the ReLU behind it, and has BN, and a ReLU where there was one, behind both of its parts, as in the authors' code of
 GhostNet. Where s does not divide n, it makes s * ceil(n / s) maps and drops the last. s = 1 is an ordinary convolution.
-In VGG-16 and ResNet-56 the first convolution is replaced as well: with it the printed MACs of all seven VGG-16 nets are
-met, digits cut off, without it those of four. In ResNet-50 it stays, as in the authors' code. ``net`` "ghostnet":
-GhostNet itself, at any width; nothing of it is adapted to small images.
+``net`` "ghostnet": GhostNet itself, at any width; nothing of it is adapted to small images.
 
 Deviations
-- The authors write that they left the first convolution as it is on CIFAR too: see above; ``first`` chooses.
-- The code of the CIFAR nets is not published. That of Ghost-ResNet-50 has no BN behind its Ghost modules, which is not
-  followed: BN stands where ResNet-50 has it. The paper prints 13.0M and 6.5M parameters for it, which neither has.
-- The recount of Ghost-VGG-16, 7,650,474 parameters, has no BN behind the 512-unit layer. The baseline's net has, which
-  is 1,024 parameters more.
-- On CIFAR there are the 164 epochs and the rate of the ResNet paper, to which the authors refer, on MNIST the rate of
-  the dense net. The ImageNet rate is 0.4 for batches of 1024, here scaled to the baseline's batch; its epochs are not
-  published: 90.
-- Schedule (cosine), batch size, momentum and weight decay are the baseline's.
+- The first convolution is replaced too (``first``), except in ResNet-50. The authors write that it is not on CIFAR, but
+  with it the printed MACs of all seven VGG-16 nets are met, digits cut off, without it those of four.
+- The code of the CIFAR nets is not published. That of Ghost-ResNet-50 has no BN behind its Ghost modules; here BN
+  stands where ResNet-50 has it. The paper prints 13.0M and 6.5M parameters for it, which neither has.
+- The baseline's VGG-16 has BN behind the 512-unit layer: 1,024 parameters more than the recounted 7,650,474.
+- Schedule (cosine), batch size, momentum and weight decay are the baseline's, on MNIST the rate is the dense net's. On
+  CIFAR there are the 164 epochs and the rate of the ResNet paper, to which the authors refer; on ImageNet 0.4 for
+  batches of 1024, scaled to the baseline's batch, and 90 epochs: theirs are not published.
 - The primary convolution begins with the first of the weights drawn for the one that it replaces, the cheap one as in
   the authors' code, and GhostNet as timm draws it.
 - ``inherit`` is not in the paper: the net begins as the trained one, each primary convolution with its first filters.
@@ -55,9 +52,7 @@ BLOCKS = (
 IMAGENET = {"first": False, "epochs": 90.0}
 GROUNDS = {
     "vgg16_mnist5k": {"epochs": 12.0, "lr": 0.05},
-    "vgg16_cifar10": {},
-    "resnet56_cifar10": {},
-    "resnet56_cifar100": {},
+    **{name: {} for name in ("vgg16_cifar10", "resnet56_cifar10", "resnet56_cifar100")},
     "resnet50_imagenette": {**IMAGENET, "lr": 0.0125},  # batches of 32
     "resnet50_imagenet": {**IMAGENET, "lr": 0.025},  # batches of 64
 }

@@ -7,32 +7,25 @@ it, from the bottom up, and let the layers above make up for the error.
 
 A fully connected layer becomes two, by truncated SVD. In the first convolution every filter keeps one colour, shared by
 a cluster of filters: 1x1 to the colours, then a grouped convolution. In the others input and output channels are
-clustered, and each of the G x H cells becomes 1x1 - kernel - 1x1: by two nested SVDs (``conv`` "svd"), or as a sum of
-outer products, found greedily ("outer", with a depthwise kernel). The cells are groups of grouped convolutions; indices
-put the channels in the order of their clusters. After each layer it and all below it (BN with its statistics as well)
-are fixed, and what is above is fine-tuned; then the next layer is approximated as it has become.
+clustered, and each of the G x H cells, a group of grouped convolutions, becomes 1x1 - kernel - 1x1: by two nested SVDs
+(``conv`` "svd"), or as a sum of outer products, found greedily ("outer", with a depthwise kernel).
 
 Deviations
 - The paper approximates two convolutions and the fully connected layers of a net for ImageNet; here it is every layer
-  that then has fewer MACs and fewer weights. The others stay dense.
+  that then has fewer MACs and fewer weights. A 1x1 convolution, which its net has not, counts as fully connected.
 - The paper sets ranks by hand. Here they keep one share of the energy in all layers: of the squared singular values (of
-  a cell, those of both unfoldings), or of the squared norm for outer products. It is that of the trained weights, not
-  in the metric, where the mean of the inputs would count most. ``macs_reduction`` solves for the share. Most recipes
-  save half of the MACs, as the paper's convolutions do; LeNet-300-100 saves 80 %, as its fully connected layers do.
-- The last linear layer stays dense unless ``classifier`` is set: nothing is above it to make up for classes that a
-  lower rank mixes. The paper's has 1,000 classes.
-- A 1x1 convolution, which the paper's net has not, is treated as a fully connected layer.
+  a cell, those of both unfoldings), or of the squared norm for outer products; without the metric, in which the mean of
+  the inputs would count most. Most recipes save half of the MACs, as the paper's convolutions do; LeNet-300-100 saves
+  80 %, as its fully connected layers do.
+- The last linear layer stays dense unless ``classifier`` is set: above it nothing makes up for classes that are mixed.
 - The number of clusters is the largest divisor of the channels up to the published one (6 colours; G = 48, H = 2 for
-  outer products, and G = H = 2 for SVDs in the authors' code).
-- Clusters lie around lines (the paper does not say how large its subspaces are), sizes are kept equal by the best
-  assignment of all channels at once (the authors' code: greedily), and a colour is its cluster's line, not the mean.
-- Alternating least squares starts from the longest fibre; the authors' code starts from means.
-- The covariance of Eq. 3 is that of the channels, the same at every entry of the kernel and none between two of them:
-  the root of the full one mixes both, and the factors could not be run as layers. It is E[x x^T], the mean included.
-- The approximate Mahalanobis distance (Eq. 2) is left out: divided by its weights, entry by entry, the approximation is
-  no longer of low rank, and only runs as a dense layer (as it does in the authors' code).
-- Learning rate, schedule, batch size and weight decay are the baseline's: the paper gives none (the authors' code has
-  1e-4 to 1e-6, without batch normalisation).
+  outer products, and G = H = 2 for SVDs in the authors' code). They lie around lines (the paper does not say how large
+  its subspaces are), and all channels at once are assigned to clusters of equal size (the authors' code: greedily).
+- A colour is its cluster's line, and alternating least squares starts from the longest fibre: means in that code.
+- The covariance of Eq. 3 is E[x x^T] of the channels, the mean included, the same at every entry of the kernel and none
+  between two. The root of the full one would mix both, and the factors could not be run as layers; nor could those of
+  the approximate Mahalanobis distance (Eq. 2), with a weight for every entry, which is left out (dense in that code).
+- The training's settings are the baseline's: the paper gives none (the authors' code: rates of 1e-4 to 1e-6, no BN).
 - ``blockwise`` (a residual block at a time) and ``layerwise=false`` (all at once, nothing fixed) are not in the paper.
 """
 
@@ -42,43 +35,38 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.random import Generator
+from torch import Tensor, nn
 
 from baselines.errors import UserError
-from baselines.task import seed_of
+from baselines.task import Task, seed_of
 from methods.base import Method, Paper
 from methods.kit import factor
-
-if TYPE_CHECKING:
-    from baselines.task import Task
-    from methods.kit.factor import Approximation, Layer
+from methods.kit.factor import Approximation, Layer
 
 CHOICES = {"conv": ("svd", "outer"), "metric": ("data", "frobenius")}
 LEAST = {"input_clusters": 1, "output_clusters": 1, "colours": 0, "images": 1}
-OUTER = {"conv": "outer", "input_clusters": 48}
 HALF = {"macs_reduction": 0.5}
-FIELDS = {
-    "vgg16_mnist5k": HALF,
-    "vgg16_cifar10": HALF,
-    "resnet56_cifar10": HALF,
-    "resnet56_cifar100": HALF,
+NETS = {
+    **dict.fromkeys(("vgg16_mnist5k", "vgg16_cifar10", "resnet56_cifar10", "resnet56_cifar100"), HALF),
     "resnet50_imagenette": {**HALF, "classifier": True, "blockwise": True, "images": 100, "lr": 0.001},
 }
+VARIANTS = {"": {}, "/oneshot": {"layerwise": False}, "/outer": {"conv": "outer", "input_clusters": 48}}
+VARIANTS |= {f"/macs{share}": {"macs_reduction": share / 100} for share in (30, 50, 70)}
 
 
 @dataclass
 class SVD(Method):
     """Replaces layers by factors, from the first to the last, and fine-tunes what is above after each.
 
-    The ranks come from ``macs_reduction`` (share of the MACs to save), where it is set, else from ``energy`` (share to
-    keep, one for all layers). ``conv``: "svd" or "outer"; ``colours`` = 0: the first convolution is treated like the
-    others; ``classifier``: the last linear layer too; ``metric``: "data" (of ``images`` training images) or
-    "frobenius". ``layerwise``: ``epochs`` of fine-tuning after each layer (``blockwise``: after each residual block),
-    else replace all at once and train all for ``epochs``.
+    The ranks come from ``macs_reduction`` (share of the MACs to save) or, where that is None, from ``energy`` (share to
+    keep, one for all layers). ``conv``: "svd" or "outer"; ``colours`` = 0: the first convolution is like the others;
+    ``classifier``: the last linear layer too; ``metric``: "data" (of ``images`` training images) or "frobenius". With
+    ``layerwise`` ``epochs`` follow each layer (``blockwise``: residual block), else they follow all, replaced at once.
     """
 
     energy: float = 0.9
@@ -102,20 +90,13 @@ class SVD(Method):
         url="https://arxiv.org/abs/1404.0736",
     )
     recipes: ClassVar[dict[str, dict]] = {
-        **FIELDS,
+        **{f"{name}{variant}": net | fields for name, net in NETS.items() for variant, fields in VARIANTS.items()},
         **dict.fromkeys(("vgg16fc_cifar10", "vgg16fc_mnist5k", "lenet5_mnist5k"), HALF),
         "lenet300_mnist5k": {"macs_reduction": 0.8},
-        **{f"{name}/oneshot": {**fields, "layerwise": False} for name, fields in FIELDS.items()},
-        **{f"{name}/outer": {**fields, **OUTER} for name, fields in FIELDS.items()},
-        **{
-            f"{name}/macs{share}": {**fields, "macs_reduction": share / 100}
-            for name, fields in FIELDS.items()
-            for share in (30, 50, 70)
-        },
     }
 
     def compress(self, model: nn.Module, task: Task) -> nn.Module:
-        """Sec. 4.2: replace a layer, fix it and all below, fine-tune what is above; then the next one."""
+        """Sec. 4.2: replace a layer, fix it and all below (BN with its statistics), fine-tune the rest; and so on."""
         self._check()
         runs = factor.places(model, task.example)
         order, whole = list(runs), task.cost(model).macs
@@ -147,7 +128,7 @@ class SVD(Method):
                 raise UserError(f"{name}={getattr(self, name)} is too few: give at least {least}.")
 
     def _approximations(
-        self, model: nn.Module, task: Task, names: list[str], metric: Mapping[str, torch.Tensor]
+        self, model: nn.Module, task: Task, names: list[str], metric: Mapping[str, Tensor]
     ) -> dict[str, Approximation]:
         """What each of the layers can be replaced by, as the net is now; without a metric, in the Frobenius norm."""
         result, first = {}, next((n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), None)
@@ -158,9 +139,7 @@ class SVD(Method):
             result[name] = self._approximation(layer, covariance, name == first, random)
         return result
 
-    def _approximation(
-        self, layer: Layer, covariance: torch.Tensor, first: bool, random: np.random.Generator
-    ) -> Approximation:
+    def _approximation(self, layer: Layer, covariance: Tensor, first: bool, random: Generator) -> Approximation:
         outputs, inputs, *size = layer.weight.shape
         if max(size, default=1) == 1:
             return factor.Matrix(layer, covariance)  # Sec. 3.2.1
@@ -183,7 +162,7 @@ class SVD(Method):
 class Colours:
     """Sec. 3.3: the monochromatic approximation with ``count`` colours, whatever the share of the energy."""
 
-    def __init__(self, layer: Layer, covariance: torch.Tensor, count: int, random: np.random.Generator) -> None:
+    def __init__(self, layer: Layer, covariance: Tensor, count: int, random: Generator) -> None:
         self.layer, self.count, self.random = layer, count, random
         root, self.inverse = factor.roots(covariance)
         self.filters = torch.einsum("cd,dsf->fcs", root, factor.kernel(layer))  # W_f, in the metric
@@ -209,9 +188,7 @@ class Colours:
 class Cells:
     """Sec. 3.4: input and output channels in G x H clusters of equal size, and a low-rank tensor for each cell."""
 
-    def __init__(
-        self, layer: Layer, covariance: torch.Tensor, clusters: tuple[int, int], random: np.random.Generator
-    ) -> None:
+    def __init__(self, layer: Layer, covariance: Tensor, clusters: tuple[int, int], random: Generator) -> None:
         self.layer, (self.into, self.out) = layer, clusters
         kernel = factor.kernel(layer)
         self.inputs = factor.equal_clusters(kernel.flatten(1), self.into, random)  # rows of C x (XYF)
@@ -221,7 +198,7 @@ class Cells:
         self.cells = torch.einsum("gcd,gdshf->hgcsf", root, parts).flatten(0, 1)  # Eq. 3
         self.inverse = inverse.repeat(self.out, 1, 1)
 
-    def layers(self, entry: torch.Tensor, core: torch.Tensor, leave: torch.Tensor) -> nn.Sequential:
+    def layers(self, entry: Tensor, core: Tensor, leave: Tensor) -> nn.Sequential:
         """From the factors (B, channels, K1), (B, K1 or 1, entries, K2) and (B, filters, K2) of the B = G H cells."""
         first = (self.inverse @ entry).mT.flatten(0, 1)
         second = core.permute(0, 3, 1, 2).flatten(0, 1).unflatten(2, self.layer.kernel_size)
@@ -235,7 +212,7 @@ class Nested(Cells):
     """Sec. 3.2.2, the SVD decomposition: of each cell by outputs, rank K2, then of the right vectors, rank K1."""
 
     @cached_property
-    def energy(self) -> list[torch.Tensor]:
+    def energy(self) -> list[Tensor]:
         """The squared singular values of the unfoldings by inputs and by outputs, summed over the cells."""
         return [factor.energies(matrix).sum(0) for matrix in (self.cells.flatten(2), self.cells.flatten(1, 2))]
 
@@ -255,7 +232,7 @@ class Outer(Cells):
     """Sec. 3.2.2, the outer product decomposition: K rank-one terms, each the best of what is left."""
 
     @cached_property
-    def energy(self) -> torch.Tensor:
+    def energy(self) -> Tensor:
         """What each term accounts for, of as many as make the layer no larger than it is."""
         cells, *sides = self.cells.shape
         most = max(1, self.layer.weight.numel() // (cells * sum(sides)))
