@@ -17,7 +17,7 @@ from baselines.errors import UserError
 from baselines.models.resnet_cifar import ResNetCifar
 from baselines.models.tiny import TinyPlain, tiny_resnet
 from baselines.models.vgg import VGG
-from baselines.task import Task
+from baselines.task import Task, seed_of
 from methods.kit import search, surgery
 from methods.search import abcpruner
 from methods.search.abcpruner import ABCPruner, Colony, Source, blocks, picks
@@ -249,6 +249,59 @@ def test_a_broken_colony_is_no_better_than_chance(monkeypatch, old, new):
     monkeypatch.setattr(f"{__name__}.Colony", mutant(abcpruner, old, new).Colony)
     bees, lots, _ = searched(10, 50, 5)
     assert stats.mannwhitneyu(bees, lots, alternative="greater").pvalue > 0.01
+
+
+def net_with(live):
+    """Convolutions 1 x 1 of ten filters each, of which so many are alive; the others have neither weight nor shift."""
+    torch.manual_seed(0)
+    layers = []
+    for i, n in enumerate(live):
+        conv, norm = nn.Conv2d(10 if i else 3, 10, 1, bias=False), nn.BatchNorm2d(10)
+        dead = torch.randperm(10)[n:]
+        for tensor in (conv.weight, norm.weight, norm.bias):
+            tensor.data[dead] = 0
+        layers += [conv, norm, nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 4))
+
+
+def agreement(net, live):
+    """``planted``'s fitness by what is left in a net: live filters that are missing and dead ones that are there."""
+    norms = [m for m in net if isinstance(m, nn.BatchNorm2d)]
+    alive = np.array([int(m.weight.count_nonzero()) for m in norms])
+    dead = np.array([len(m.weight) for m in norms]) - alive
+    return 100 - 10 * float((live - alive + dead).mean())
+
+
+def searches_as_on_codes(module, seed):
+    """Whether ``compress`` finds on a planted net, cut by the surgery, what the colony finds on ``planted``'s codes."""
+    live = np.random.default_rng(seed).integers(1, 11, 10)
+    stub = Stub(lambda net: agreement(net, live), budget="paper", shape=(3, 4, 4))
+    stub.task.seed = seed
+    with_l1 = {"alpha": 1.0, "sources": 5, "cycles": 3, "limit": 2, "inherit": "l1", "calibration": 2}
+    net = stub.compress(module.ABCPruner, net_with(live), **with_l1)
+    colony = Colony(planted(seed), 10, 10, 5, np.random.default_rng(seed_of(seed, "abcpruner")))
+    for _ in range(3):
+        colony.cycle(2, 2)
+    details, best = stub.task.details, max(colony.known, key=colony.known.get)
+    same = details["code"] == list(best) and details["evaluations"] == len(colony.known)
+    return same and agreement(net, live) == pytest.approx(colony.known[best])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_planted_net_is_searched_as_its_codes_are(seed):
+    assert searches_as_on_codes(abcpruner, seed)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('if reached > best["fitness"]', "if True"),
+        ("weight.abs().flatten(1)", "weight.neg().flatten(1)"),
+        ("reached = task.validate(net)", "reached = task.validate(model)"),
+    ],
+)
+def test_a_planted_net_catches_another_search(old, new):
+    assert not searches_as_on_codes(mutant(abcpruner, old, new), 0)
 
 
 # -- compress, with training and validation replaced
