@@ -189,7 +189,8 @@ def compose(words: Sequence[str], work: Callable[[RunConfig], None], without: Se
     words, sweep = config.quoted(words), bool(set(words) & set(SWEEP))
     overrides = _overrides(words)
     config.check(overrides, sweep, without)
-    _check_slurm(words)
+    if sweep:
+        _check_slurm(words)
     config.register()
     job = Job(work, sweep)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to here, and told in one sentence
@@ -216,7 +217,7 @@ def _check_slurm(words: Sequence[str]) -> None:
     """UserError for a sweep to be started by Slurm where there is no Slurm."""
     import shutil
 
-    if SLURM in words and set(words) & set(SWEEP) and not shutil.which("srun"):
+    if SLURM in words and not shutil.which("srun"):
         raise UserError(
             f"{SLURM}, but there is no Slurm on this machine (no command srun): start the sweep on a node of its "
             "cluster, or with hydra/launcher=joblib or ray."

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -46,6 +47,29 @@ def toy_task(shape=(3, 16, 16), budget="zero", baseline="tiny_resnet_synthetic",
         noise = torch.randn(noisy, *shape, generator=torch.Generator().manual_seed(3))
         task.batches = lambda n: [(noise[:n], None)]
     return task
+
+
+def dead_filters(live, seed):
+    """A net of 3x3 convolutions, ten filters each, of which so many are alive, at random places.
+
+    The others are zero, their BN and what reads them too.
+    """
+    g, layers, into = torch.Generator().manual_seed(seed), [], 3
+    for _ in live:
+        layers += [nn.Conv2d(into, 10, 3, padding=1, bias=False), nn.BatchNorm2d(10), nn.ReLU()]
+        into = 10
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 4))
+    readers = [*(net[3 * i] for i in range(1, len(live))), net[-1]]
+    for i, (n, reader) in enumerate(zip(live, readers, strict=True)):
+        dead = torch.randperm(10, generator=g)[n:]
+        for tensor in (net[3 * i].weight, net[3 * i + 1].weight, reader.weight.transpose(0, 1)):
+            tensor.data[dead] = 0
+    return net
+
+
+def live_filters(net):
+    """How many filters of such a net, or of what a surgery left of it, are alive: an array, by convolution."""
+    return np.array([int(m.weight.count_nonzero()) for m in net if isinstance(m, nn.BatchNorm2d)])
 
 
 def worn(net, mean, std, gain=None, bias=None):

@@ -16,9 +16,9 @@ Deviations
 - The code of the CIFAR nets is not published. That of Ghost-ResNet-50 has no BN behind its Ghost modules; here BN
   stands where ResNet-50 has it. The paper prints 13.0M and 6.5M parameters for it, which neither has.
 - The baseline's VGG-16 has BN behind the 512-unit layer: 1,024 parameters more than the recounted 7,650,474.
-- Schedule (cosine), batch size, momentum and weight decay are the baseline's, on MNIST the rate is the dense net's. On
-  CIFAR there are the 164 epochs and the rate of the ResNet paper, to which the authors refer; on ImageNet 0.4 for
-  batches of 1024, scaled to the baseline's batch, and 90 epochs: theirs are not published.
+- On CIFAR there are the 164 epochs and the rate of the ResNet paper, to which the authors refer, on MNIST the rate of
+  the dense net, on ImageNet 0.4 for batches of 1024, scaled to the baseline's, and 90 epochs: theirs are unknown.
+- Schedule (cosine), batch size, momentum and weight decay are the baseline's.
 - The primary convolution begins with the first of the weights drawn for the one that it replaces, the cheap one as in
   the authors' code, and GhostNet as timm draws it.
 - ``inherit`` is not in the paper: the net begins as the trained one, each primary convolution with its first filters.

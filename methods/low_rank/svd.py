@@ -12,19 +12,20 @@ clustered, and each of the G x H cells, a group of grouped convolutions, becomes
 
 Deviations
 - The paper approximates two convolutions and the fully connected layers of a net for ImageNet; here it is every layer
-  that then has fewer MACs and fewer weights. A 1x1 convolution, which its net has not, counts as fully connected.
+  that then has fewer MACs and fewer weights.
+- A 1x1 convolution, which the paper's net has not, counts as fully connected.
 - The paper sets ranks by hand. Here they keep one share of the energy in all layers: of the squared singular values (of
   a cell, those of both unfoldings), or of the squared norm for outer products; without the metric, in which the mean of
-  the inputs would count most. Most recipes save half of the MACs, as the paper's convolutions do; LeNet-300-100 saves
-  80 %, as its fully connected layers do.
+  the inputs would count most. Most recipes save half of the MACs (its convolutions do), LeNet-300-100 80 % (its FCs).
 - The last linear layer stays dense unless ``classifier`` is set: above it nothing makes up for classes that are mixed.
 - The number of clusters is the largest divisor of the channels up to the published one (6 colours; G = 48, H = 2 for
-  outer products, and G = H = 2 for SVDs in the authors' code). They lie around lines (the paper does not say how large
-  its subspaces are), and all channels at once are assigned to clusters of equal size (the authors' code: greedily).
-- A colour is its cluster's line, and alternating least squares starts from the longest fibre: means in that code.
+  outer products, and G = H = 2 for SVDs in the authors' code).
+- Clusters lie around lines (the paper does not say how large its subspaces are), all channels are assigned at once to
+  clusters of equal size (the authors' code: greedily), and a colour is its cluster's line, not the mean.
+- Alternating least squares starts from the longest fibre; the authors' code starts from means.
 - The covariance of Eq. 3 is E[x x^T] of the channels, the mean included, the same at every entry of the kernel and none
-  between two. The root of the full one would mix both, and the factors could not be run as layers; nor could those of
-  the approximate Mahalanobis distance (Eq. 2), with a weight for every entry, which is left out (dense in that code).
+  between two: the root of the full one would mix both, and the factors could not be run as layers.
+- The approximate Mahalanobis distance (Eq. 2) is left out: its weights, one for every entry, leave nothing of low rank.
 - The training's settings are the baseline's: the paper gives none (the authors' code: rates of 1e-4 to 1e-6, no BN).
 - ``blockwise`` (a residual block at a time) and ``layerwise=false`` (all at once, nothing fixed) are not in the paper.
 """
@@ -86,9 +87,8 @@ class SVD(Method):
     paper: ClassVar[Paper] = Paper(
         title="Exploiting Linear Structure Within Convolutional Networks for Efficient Evaluation",
         authors="E. Denton, W. Zaremba, J. Bruna, Y. LeCun, R. Fergus",
-        venue="NIPS 2014",
-        url="https://arxiv.org/abs/1404.0736",
-    )
+        venue="NIPS 2014", url="https://arxiv.org/abs/1404.0736",
+    )  # fmt: skip
     recipes: ClassVar[dict[str, dict]] = {
         **{f"{name}{variant}": net | fields for name, net in NETS.items() for variant, fields in VARIANTS.items()},
         **dict.fromkeys(("vgg16fc_cifar10", "vgg16fc_mnist5k", "lenet5_mnist5k"), HALF),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from oracle import mutant, size_of, toy_task, worn
+from oracle import dead_filters, live_filters, mutant, size_of, toy_task, worn
 from scipy import stats
 from torch import nn
 
@@ -251,24 +251,10 @@ def test_a_broken_colony_is_no_better_than_chance(monkeypatch, old, new):
     assert stats.mannwhitneyu(bees, lots, alternative="greater").pvalue > 0.01
 
 
-def net_with(live):
-    """Convolutions 1 x 1 of ten filters each, of which so many are alive; the others have neither weight nor shift."""
-    torch.manual_seed(0)
-    layers = []
-    for i, n in enumerate(live):
-        conv, norm = nn.Conv2d(10 if i else 3, 10, 1, bias=False), nn.BatchNorm2d(10)
-        dead = torch.randperm(10)[n:]
-        for tensor in (conv.weight, norm.weight, norm.bias):
-            tensor.data[dead] = 0
-        layers += [conv, norm, nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 4))
-
-
 def agreement(net, live):
     """``planted``'s fitness by what is left in a net: live filters that are missing and dead ones that are there."""
-    norms = [m for m in net if isinstance(m, nn.BatchNorm2d)]
-    alive = np.array([int(m.weight.count_nonzero()) for m in norms])
-    dead = np.array([len(m.weight) for m in norms]) - alive
+    alive = live_filters(net)
+    dead = [m.out_channels for m in net if isinstance(m, nn.Conv2d)] - alive
     return 100 - 10 * float((live - alive + dead).mean())
 
 
@@ -278,7 +264,7 @@ def searches_as_on_codes(module, seed):
     stub = Stub(lambda net: agreement(net, live), budget="paper", shape=(3, 4, 4))
     stub.task.seed = seed
     with_l1 = {"alpha": 1.0, "sources": 5, "cycles": 3, "limit": 2, "inherit": "l1", "calibration": 2}
-    net = stub.compress(module.ABCPruner, net_with(live), **with_l1)
+    net = stub.compress(module.ABCPruner, dead_filters(live, seed), **with_l1)
     colony = Colony(planted(seed), 10, 10, 5, np.random.default_rng(seed_of(seed, "abcpruner")))
     for _ in range(3):
         colony.cycle(2, 2)

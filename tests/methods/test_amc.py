@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracle import mutant, size_of, toy_task
+from oracle import dead_filters, live_filters, mutant, size_of, toy_task
 from scipy import stats
 from torch import nn
 from torchvision.models import resnet50
@@ -322,21 +322,6 @@ LIVE = np.array([9] * 4 + [2] * 4)  # of 10 filters in each of eight convolution
 EPISODES, WARMUP, SEEDS = 45, 15, range(5)
 
 
-def dead_filters(seed):
-    """A net with so many live filters, at random places; the others are zero, BN and what reads them too."""
-    g, layers, into = torch.Generator().manual_seed(seed), [], 3
-    for _ in LIVE:
-        layers += [nn.Conv2d(into, 10, 3, padding=1, bias=False), nn.BatchNorm2d(10), nn.ReLU()]
-        into = 10
-    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 4))
-    readers = [*(net[3 * i] for i in range(1, len(LIVE))), net[-1]]
-    for i, (live, reader) in enumerate(zip(LIVE, readers, strict=True)):
-        dead = torch.randperm(10, generator=g)[live:]
-        for tensor in (net[3 * i].weight, net[3 * i + 1].weight, reader.weight.transpose(0, 1)):
-            tensor.data[dead] = 0
-    return net
-
-
 def macs_of(widths):
     """Of that net on 4 x 4 pixels, from the definition."""
     return sum(16 * 9 * a * b for a, b in zip([3, *widths], widths, strict=False)) + 4 * widths[-1]
@@ -355,11 +340,10 @@ def live_filters_kept(cls, seed):
 
     What is judged is the net that the surgery and the refit have left, by the BN scales that are not zero.
     """
-    net, task = dead_filters(seed), toy_task((3, 4, 4), "paper", noisy=16)
+    net, task = dead_filters(LIVE, seed), toy_task((3, 4, 4), "paper", noisy=16)
 
     def validate(candidate):
-        left = [int((m.weight != 0).sum()) for m in candidate if isinstance(m, nn.BatchNorm2d)]
-        share = float((np.array(left) / LIVE).mean())
+        share = float((live_filters(candidate) / LIVE).mean())
         assert share == share_kept([m.out_channels for m in candidate if isinstance(m, nn.Conv2d)])
         return 100 * share
 
