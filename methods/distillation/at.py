@@ -15,7 +15,10 @@ Deviations
 - Both gaps are means of squares, times ``beta``, as in the authors' code and in RepDistiller: the norms of Eqs. 2 and 4
   are squared (Eq. 5 is the derivative of the square) and their halves left out. So ``beta`` is the paper's 10^3, which
   it divides by the number of elements of the map and of images.
-- Gradients get the same 10^3 over the number of elements; no published value is known, and no other was tried.
+- On MNIST ``beta`` is 10 for activations, chosen on images held out of training (99.2 % against 92.4 with 10^3): the
+  mean over a map's places makes the gap of its 2x2 maps 16 times as heavy as that of the paper's smallest, of 8x8.
+- Gradients get the same 10^3 over the number of elements; no published value is known, and on held-out digits 100 is no
+  better.
 - ``beta`` stays as it is when the teacher's probabilities are used too (``alpha``), as in the authors' code; the paper
   lets it decay then and does not say how.
 - Maps are read behind the stage's last ReLU (or its pooling), as in RepDistiller; the authors' CIFAR nets are
@@ -54,13 +57,13 @@ if TYPE_CHECKING:
 MODES = ("activation", "gradient")
 CIFAR = {"epochs": 240.0, "lr": 0.05}
 NETS = {
-    "vgg16_mnist5k": CIFAR,
+    "vgg16_mnist5k": {**CIFAR, "beta": 10.0},
     "vgg16_cifar10": CIFAR,
     "resnet56_cifar10": CIFAR,
     "resnet56_cifar100": CIFAR,
     "resnet50_imagenette": {"epochs": 100.0, "lr": 0.0125},  # 0.1 at batches of 256, for batches of 32
 }
-VARIANTS = {"": {}, "/gradient": {"mode": "gradient"}, "/kd": {"alpha": 0.9}}
+VARIANTS = {"": {}, "/gradient": {"mode": "gradient", "beta": 1000.0}, "/kd": {"alpha": 0.9}}
 
 
 @dataclass
@@ -89,7 +92,7 @@ class AT(Method):
         code="https://github.com/szagoruyko/attention-transfer",
     )
     recipes: ClassVar[dict[str, dict]] = {
-        f"{baseline}{variant}": {**fields, **training}
+        f"{baseline}{variant}": {**training, **fields}
         for baseline, training in NETS.items()
         for variant, fields in VARIANTS.items()
     }
