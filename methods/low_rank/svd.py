@@ -26,7 +26,8 @@ Deviations
 - The covariance of Eq. 3 is E[x x^T] of the channels, the mean included, the same at every entry of the kernel and none
   between two: the root of the full one would mix both, and the factors could not be run as layers.
 - The approximate Mahalanobis distance (Eq. 2) is left out: its weights, one for every entry, leave nothing of low rank.
-- The training's settings are the baseline's: the paper gives none (the authors' code: rates of 1e-4 to 1e-6, no BN).
+- The training's settings are the baseline's: the paper gives none (the authors' code: rates of 1e-4 to 1e-6, no BN);
+  the rate is 0.01, for VGG-16 on MNIST 0.03, chosen on images held out of training.
 - ``blockwise`` (a residual block at a time) and ``layerwise=false`` (all at once, nothing fixed) are not in the paper.
 """
 
@@ -53,7 +54,8 @@ CHOICES = {"conv": ("svd", "outer"), "metric": ("data", "frobenius")}
 LEAST = {"input_clusters": 1, "output_clusters": 1, "colours": 0, "images": 1}
 HALF = {"macs_reduction": 0.5}
 NETS = {
-    **dict.fromkeys(("vgg16_mnist5k", "vgg16_cifar10", "resnet56_cifar10", "resnet56_cifar100"), HALF),
+    "vgg16_mnist5k": {**HALF, "lr": 0.03},
+    **dict.fromkeys(("vgg16_cifar10", "resnet56_cifar10", "resnet56_cifar100"), HALF),
     "resnet50_imagenette": {**HALF, "classifier": True, "blockwise": True, "images": 100, "lr": 0.001},
 }
 VARIANTS = {"": {}, "/oneshot": {"layerwise": False}, "/outer": {"conv": "outer", "input_clusters": 48}}
