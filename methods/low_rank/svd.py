@@ -26,8 +26,8 @@ Deviations
 - The covariance of Eq. 3 is E[x x^T] of the channels, the mean included, the same at every entry of the kernel and none
   between two: the root of the full one would mix both, and the factors could not be run as layers.
 - The approximate Mahalanobis distance (Eq. 2) is left out: its weights, one for every entry, leave nothing of low rank.
-- The training's settings are the baseline's: the paper gives none (the authors' code: rates of 1e-4 to 1e-6, no BN);
-  the rate is 0.01, for VGG-16 on MNIST 0.03, chosen on images held out of training.
+- The training is the baseline's: the paper gives no settings (the authors' code: rates of 1e-4 to 1e-6, no BN).
+- For VGG-16 on MNIST the rate was chosen on images held out of training.
 - ``blockwise`` (a residual block at a time) and ``layerwise=false`` (all at once, nothing fixed) are not in the paper.
 """
 
@@ -152,13 +152,8 @@ class SVD(Method):
 
     def _parts(self, names: Iterable[str]) -> list[list[str]]:
         """What is replaced before each fine-tuning, in order; a block is the first two parts of a name."""
-
-        def part(name: str) -> object:
-            if not self.layerwise:
-                return "net"
-            return name.split(".")[:2] if self.blockwise else name
-
-        return [list(group) for _, group in itertools.groupby(names, part)]
+        depth = (2 if self.blockwise else None) if self.layerwise else 0  # no part of the name: one group
+        return [list(group) for _, group in itertools.groupby(names, lambda name: name.split(".")[:depth])]
 
 
 class Colours:
