@@ -498,7 +498,7 @@ def test_what_is_below_is_fixed_and_what_is_above_is_trained():
         ("order[: order.index(part[-1]) + 1] if self.layerwise else []", "order[: order.index(part[-1])]"),
         ("order[: order.index(part[-1]) + 1] if self.layerwise else []", "[]"),
         ("of=self.epochs * trainings", "of=self.epochs * len(order)"),
-        ("if not self.layerwise:", "if self.layerwise:"),
+        ("if self.layerwise else 0", "if not self.layerwise else 0"),
     ],
 )
 def test_the_changes_catch_a_changed_line(old, new):
