@@ -12,6 +12,7 @@ kernel has the size N_guided - N_hint + 1 without padding, Sec. 2.2) and is thro
 Deviations
 - 240 epochs in all (100 on ImageNet, which the paper does not have), as for the other distillation methods, half of
   them for each stage; the paper stops each stage after 100 epochs without progress on validation images, or after 500.
+  On MNIST the first stage has a sixth: on images held out of training 99.1 %, where half gives 98.4 (3 seeds).
 - RMSProp in stage 1 begins at the paper's 0.005 and follows the baseline's schedule down (cosine), where theirs is
   constant; the authors' files scale it by 0.05 in every convolution.
 - Stage 2 is trained as the baseline is, from ``lr`` down, so that only its start differs from other distillation;
@@ -80,7 +81,7 @@ class FitNets(Method):
         code="https://github.com/adri-romsor/FitNets",
     )
     recipes: ClassVar[dict[str, dict]] = {
-        "vgg16_mnist5k": {**CONV7, **HALVES},
+        "vgg16_mnist5k": {**CONV7, "hint_epochs": 40.0, "epochs": 200.0, "lr": 0.05},
         "vgg16_cifar10": {**CONV7, **HALVES},
         "resnet56_cifar10": HALVES,
         "resnet56_cifar100": HALVES,
