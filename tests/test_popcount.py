@@ -19,6 +19,7 @@ from methods.binarization.bnn import BNN
 from methods.binarization.xnor_net import BinaryBlock, XNORNet
 from methods.kit import coding, quant
 from repro import boards, latency, popcount, show
+from repro.popcount import BITS
 from repro.record import load
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -116,6 +117,21 @@ def test_random_layers_are_exact(images, channels, filters, size, stride, paddin
     shape = images, channels, max(high, reach), max(wide, reach)
     layer = nn.Conv2d(channels, filters, size, stride, padding, dilation, bias=bias)
     assert is_exact(pictures(*shape), binary(layer))
+
+
+@pytest.mark.parametrize("words", [1, 4, 30, 31, 32, 33, 35, 63, 123, 124, 125, 127, 128, 248, 259])
+def test_depths_where_the_way_of_counting_changes(words):
+    """31 counts are held in bytes, and words are added by fours: nothing overflows, even if all bits differ."""
+    torch.manual_seed(words)
+    linear = binary(nn.Linear(BITS * words, 17, bias=False))
+    linear.weight.data[:2] = -1.0
+    linear.weight.data[2, ::2] = -1.0
+    x = quant.signs(torch.randn(9, BITS * words))
+    x[:4] = 1.0
+    assert is_exact(x, linear)
+    conv = nn.Conv2d(BITS * words, 9, 1, bias=False)
+    conv.weight.data = linear.weight.data[:9, :, None, None]
+    assert is_exact(x.T[None].reshape(1, -1, 3, 3).repeat(1, 1, 2, 3), conv)
 
 
 def test_views_and_other_orders_of_memory():
