@@ -269,20 +269,24 @@ def _by_paper_rule(group: list[Record], cls: type[Method] | None) -> dict[str, A
 
 def _speed(group: list[Record]) -> dict[str, Any]:
     """Measured latency of the dense net over that of the compressed one, per cell of ``SPEEDS``; None where the gain
-    has no fast kernel (nothing is claimed then). ``latency``: what is to be said of the measurement."""
+    has no fast kernel (nothing is claimed then). What is to be said: ``latency`` of the measurement, CELL_kernel of a
+    cell where a kernel of our own was faster."""
     measured = [r.latency for r in group if r.latency]
     claims = [m for m in measured if m["kernel"] != "no_fast_kernel"]
     found: dict[str, Any] = {}
-    kernels: set[str | None] = set()
     for name, (batch, all_threads) in SPEEDS.items():
         picked = [_cell(m["cells"], batch, all_threads) for m in claims]
         found[name] = mean((c["dense_ms"] / c["compressed_ms"] for c in picked if c), 4)
-        kernels |= {c.get("kernel") for c in picked if c}
+        own = [c.get("kernel") == "popcount" for c in picked if c]
+        found[f"{name}_kernel"] = "popcount kernel" + " in part" * (not all(own)) if any(own) else ""
     words = ["no fast kernel"] if len(claims) < len(measured) else []
-    if "popcount" in kernels:
-        words.append("popcount kernel" if len(kernels) == 1 else "popcount kernel in part")
     words += ["machine was loaded"] if any(m["loaded"] for m in claims) else []
     return found | {"latency": ", ".join(words)}
+
+
+def remark(row: dict[str, Any], name: str) -> str:
+    """What has to be said of one of a row's ``SPEEDS``."""
+    return ", ".join(filter(None, (row[f"{name}_kernel"], row["latency"])))
 
 
 def _cell(cells: list[dict], batch: int, all_threads: bool) -> dict | None:

@@ -24,7 +24,7 @@ from baselines import base
 from baselines.errors import UserError
 from repro import claims as claimed
 from repro import leaderboard, registry, report, surveys
-from repro.boards import NOT_RUN, Board, build, grouped, mean
+from repro.boards import NOT_RUN, Board, build, grouped, mean, remark
 from repro.leaderboard import HEADER, NONE
 from repro.planes import PLANES, costs, pareto_front
 from repro.record import Record, canonical, plain
@@ -299,7 +299,8 @@ def _point(view: View, board: Board, place: int, row: dict) -> dict[str, Any]:
     run = next(record.id for record in view.runs(row) if record.status == "ok")
     y, std = row[board.metric], row[f"{board.metric}_std"] or 0.0
     return {
-        **{key: row[key] for key in ("method", "setting", "family", "n", "latency")},
+        **{key: row[key] for key in ("method", "setting", "family", "n")},
+        **{f"latency{batch}_remark": remark(row, f"speedup_batch{batch}") for batch in (1, 64)},
         **costs(row),
         "row": place,
         "dense": row["method"] == "dense",

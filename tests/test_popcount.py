@@ -437,12 +437,26 @@ def test_records_with_half_of_it_are_refused(kernel, cell, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("other", "words"), [("popcount", "popcount kernel"), ("onnxruntime", "popcount kernel in part")]
+    ("kernels", "words"),
+    [
+        (("popcount", "popcount"), "popcount kernel"),
+        (("onnxruntime", "popcount"), "popcount kernel in part"),
+        (("onnxruntime", "onnxruntime"), ""),
+    ],
 )
-def test_the_boards_name_the_kernel(other, words):
-    cells = [{**CELL, "batch": 1, "kernel": other}, {**CELL, "batch": 64, "kernel": "popcount"}]
-    found = boards._speed([a_record(latency={**LATENCY, "kernel": "popcount", "cells": cells})])
-    assert found.pop("latency") == words and set(found.values()) == {2.0}
+def test_the_boards_name_the_kernel_of_each_cell(kernels, words):
+    """Of two seeds, in the cell of batch 1; that of batch 64 is the popcount kernel's in both."""
+    runs = []
+    for kernel in kernels:
+        cells = [{**CELL, "batch": 1, "kernel": kernel}, {**CELL, "batch": 64, "kernel": "popcount"}]
+        runs.append(a_record(latency={**LATENCY, "kernel": "popcount", "cells": cells}))
+    assert boards._speed(runs) == {
+        "speedup_batch1": 2.0,
+        "speedup_batch1_kernel": words,
+        "speedup_batch64": 2.0,
+        "speedup_batch64_kernel": "popcount kernel",
+        "latency": "",
+    }
 
 
 def test_the_command_line_names_the_kernel(capsys):

@@ -25,7 +25,8 @@ Deviations
   ``calibration`` training images (0: never). Theirs are those of training, with binary weights, whose sums are larger
   unless most real weights have come to -1 or +1, which takes hundreds of epochs. The 12 epochs of VGG-16 on MNIST leave
   the stochastic net all but untrained: of held-out images it has 30.0 % right with new statistics, 7.6 % without.
-- The accuracy is that of the last epoch; the paper takes the epoch that is best on held-out training images.
+- The accuracy is that of the last epoch, and every training image is trained on; the paper holds 5,000 of CIFAR-10 out
+  and takes the epoch that is best on them.
 - VGG-small, VGG-16, ResNet-56, ResNet-50 and the LeNets are not in the paper and take the settings of its CIFAR-10
   net, LeNet-5 a higher rate, chosen on held-out images. Shortcuts are as in the dense nets, projections binary.
 - ``scratch=false`` is not in the paper: it starts from the trained weights, divided by the Glorot coefficient of their

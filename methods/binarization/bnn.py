@@ -24,7 +24,9 @@ Deviations
 - The schedule is the baseline's (cosine) from the paper's learning rate; the paper's decays exponentially, from 0.001
   to 0.0000003 on CIFAR-10. So are the batch size (theirs is 50) and the augmentation (they have none), and images are
   normalised by the channels' means and deviations, where the authors scale them to [-1, 1].
-- The accuracy is that of the last epoch; the paper takes the epoch that is best on held-out training images.
+- The accuracy is that of the last epoch, and every training image is trained on; the paper holds 5,000 of CIFAR-10 out
+  and takes the epoch that is best on them.
+- The image counts as 32 bits in the bit-operations; the paper has the first layer read it as 8 planes of one bit.
 - ``stochastic`` trains as the rest does; the paper's Torch7 runs also have shift-based BN and AdaMax, batches of 200,
   a rate that is halved every 50 epochs, and whitened images.
 - VGG-16, VGG-small, LeNets and residual nets are not in the paper and take the settings of its CIFAR-10 net. On MNIST,
@@ -60,7 +62,8 @@ README = "read in the README of the authors' code and in notes that copy the tab
 class BNN(Method):
     """Trains binary weights and activations from new weights.
 
-    ``stochastic``: random hidden activations in training. ``bound``: real weights start and stay in [-bound, bound].
+    ``stochastic``: random hidden activations in training. ``bound``: real weights start and stay in [-bound, bound];
+    one beyond 1 would get no gradient there, as that of the sign ends at 1.
     """
 
     stochastic: bool = False

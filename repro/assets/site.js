@@ -68,7 +68,7 @@ function spec(plot, plane, looks) {
     { field: "n", title: "n" },
     { field: "accuracy", title: plot.measure },
     quantitative("x", { title: plane.title, format: ",.4~g" }),
-    ...(plane.key.startsWith("latency") ? [{ field: "latency", title: "remark" }] : []),
+    ...(plane.key.startsWith("latency") ? [{ field: `${plane.key}_remark`, title: "remark" }] : []),
   ];
   return {
     width: "container",
