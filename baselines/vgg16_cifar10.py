@@ -6,8 +6,6 @@ from baselines.base import Baseline, Recipe
 from baselines.data import cifar
 from baselines.models.vgg import VGG, VGG16
 
-VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512)
-
 BASELINE = Baseline(
     name="vgg16_cifar10",
     net=lambda classes: VGG(VGG16, classes),
@@ -23,10 +21,7 @@ BASELINE = Baseline(
     },
     finetune=Recipe(epochs=2, lr=0.01),
     stages=tuple(f"features.{i}" for i in (6, 13, 23, 33)),
-    siblings={
-        "vgg11": lambda classes: VGG(VGG11, classes),
-        "half": lambda classes: VGG(VGG16, classes, width=0.5),
-    },
+    siblings={"half": lambda classes: VGG(VGG16, classes, width=0.5)},
     published={"top1": 93.96},
     source="GAL (CVPR 2019) Table 1 and HRank (CVPR 2020) Table 1",
 )

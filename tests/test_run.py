@@ -1,5 +1,6 @@
 """From a configuration to a record: the runner, its cache, its dense nets, and starting from another record."""
 
+import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from baselines import weights
 from baselines.data import DataOptions
 from baselines.errors import UserError
+from baselines.models.tiny import TinyPlain
 from methods.base import Method
 from methods.controls.random_filter import RandomFilter
 from methods.filter_pruning.l1_filter import L1Filter
@@ -209,6 +211,36 @@ def test_another_teacher_and_holdout_are_part_of_the_identity(tmp_path):
     plain, taught, held = (run(config(tmp_path, **o)) for o in ({}, {"teacher": str(file)}, {"holdout": True}))
     assert len({plain.id, taught.id, held.id}) == 3
     assert plain.validation_seen and not held.validation_seen
+
+
+@pytest.mark.parametrize("sibling", [None, "student"])
+def test_the_given_teacher_is_the_one_that_teaches(sibling, tmp_path, monkeypatch):
+    """Its weights are those of the file, not the dense net's; without a file it is the dense net."""
+    from baselines import base
+
+    here = base.load("tiny_plain_synthetic")
+    monkeypatch.setattr(base, "load", lambda name: replace(here, siblings={"student": here.student}))
+    seen = []
+
+    @dataclass
+    class Looks(Method):
+        """Looks at its teacher and changes nothing."""
+
+        def compress(self, model, task):
+            pairs = zip(model.parameters(), task.teacher.parameters(), strict=True)
+            seen.append((copy.deepcopy(task.teacher), all(torch.equal(a, b) for a, b in pairs)))
+            return model
+
+    Looks.__module__ = "methods.controls.dense"
+    net = (here.student if sibling else here.net)(4)
+    file = weights.save(net, tmp_path / "teacher.safetensors")
+    run(config(tmp_path, Looks()))
+    run(config(tmp_path, Looks(), teacher=str(file)))
+    assert [same for _, same in seen] == [True, False] and not seen[1][0].training
+    for key, value in net.state_dict().items():
+        assert torch.equal(seen[1][0].state_dict()[key], value)
+    with pytest.raises(UserError, match=r"weights of another net .* a sibling \(student\)"):
+        run(config(tmp_path, Looks(), teacher=str(weights.save(TinyPlain(4, hidden=7), tmp_path / "odd.safetensors"))))
 
 
 def test_a_loss_that_is_not_a_number_is_a_visible_record(tmp_path):

@@ -18,6 +18,7 @@ Deviations
 - The baseline's VGG-16 has BN behind the 512-unit layer: 1,024 parameters more than the recounted 7,650,474.
 - On CIFAR there are the 164 epochs and the rate of the ResNet paper, to which the authors refer, on MNIST the rate of
   the dense net, on ImageNet 0.4 for batches of 1024, scaled to the baseline's, and 90 epochs: theirs are unknown.
+- The paper prints 63M MACs for Ghost-ResNet-56, which has 65.1M here; of GhostNet 1.3x's 227.0M it prints 226M.
 - Schedule (cosine), batch size, momentum and weight decay are the baseline's.
 - The primary convolution begins with the first of the weights drawn for the one that it replaces, the cheap one as in
   the authors' code, and GhostNet as timm draws it.

@@ -15,9 +15,9 @@ times. On small images it does so less often, by one rule: the first halvings ar
 left of them: the net shrinks its input bilinearly, and every map with it (Eq. 7).
 
 Deviations
-- Training is by SGD with Nesterov's momentum 0.9, as in that port, from its rate and weight decay down a cosine; the
-  paper has RMSprop. On ImageNet the rate is the usual 0.1 for batches of 256, scaled to the baseline's batch, and the
-  weight decay TF-slim's. Depthwise filters get none, where the paper says little or none.
+- Training is by SGD with momentum 0.9 (Nesterov's, which that port has not), from its rate and weight decay down a
+  cosine; the paper has RMSprop. On ImageNet the rate is the usual 0.1 for batches of 256, scaled to the baseline's
+  batch, and the weight decay TF-slim's. Depthwise filters get none, where the paper says little or none.
 - The epochs are not published: 200 on CIFAR, as in that port, and 90 on ImageNet. On MNIST the rate is the dense net's.
 - ReLU is as in the paper; TF-slim has ReLU6.
 - The images of ImageNet are shrunk from the task's 224 pixels; the paper crops them at the smaller size.

@@ -21,8 +21,11 @@ Deviations
   better.
 - ``beta`` stays as it is when the teacher's probabilities are used too (``alpha``), as in the authors' code; the paper
   lets it decay then and does not say how.
+- The teacher's probabilities weigh ``alpha`` T^2 as a mean over images, as in the distillation paper; the authors' code
+  takes 2 ``alpha`` T^2 and the mean over all probabilities: a fifth of that with 10 classes.
 - Maps are read behind the stage's last ReLU (or its pooling), as in RepDistiller; the authors' CIFAR nets are
-  pre-activation nets and give theirs before it.
+  pre-activation nets and give theirs before it. VGG's stages end with its first four pools: behind the last group of
+  convolutions nothing is compared.
 - Schedule, batch size and weight decay are the baseline's, from this learning rate down (cosine), and epochs and rate
   those of the other distillation methods; the authors' code trains CIFAR nets for 200 epochs from 0.1, times 0.2 after
   60, 120 and 160, and ImageNet nets for 100 from 0.1 at batches of 256, divided by 10 after 30, 60 and 90.

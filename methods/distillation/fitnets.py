@@ -23,8 +23,8 @@ Deviations
   they are the baseline's nets and images, and the student is initialised as usual (the paper: uniformly up to 0.005).
 - The regressor's convolution is followed by batch normalisation, as the layers of these nets are (and as RepDistiller's
   regressor is), and by a ReLU where the hint has no negative value (the hint's non-linearity, Sec. 2.2).
-- Where the number of stages is even, the middle one is the earlier of the two; VGG-16's recipes name the seventh of its
-  13 convolutions, the middle one.
+- Where the number of stages is even, the middle one is the earlier of the two; VGG-16's recipes name the pool behind
+  the seventh of its 13 convolutions, the middle one.
 - ``beta`` and the recipe "repdistiller" are not the paper's, which found joint training to fail: they train hint and
   labels together, as the usual re-implementation does (RepDistiller; Tian, Krishnan, Isola, ICLR 2020).
 - The printed row is that of RepDistiller, which trains with batches of 64, divides the rate by 10 after epochs 150, 180
