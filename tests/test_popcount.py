@@ -3,6 +3,8 @@
 import copy
 import itertools
 import sys
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -132,6 +134,19 @@ def test_depths_where_the_way_of_counting_changes(words):
     conv = nn.Conv2d(BITS * words, 9, 1, bias=False)
     conv.weight.data = linear.weight.data[:9, :, None, None]
     assert is_exact(x.T[None].reshape(1, -1, 3, 3).repeat(1, 1, 2, 3), conv)
+
+
+def test_both_ways_of_counting_are_exact(monkeypatch):
+    """The way that this CPU does not take, as for one that has, or lacks, an instruction that counts 512 bits."""
+    here = popcount._compiled()
+    source = Path(here.__file__).read_text().replace("cache=True, ", "")
+    line = next(line for line in source.splitlines() if line.startswith("IN_ONE_STEP = "))
+    other = ModuleType("other_way")
+    exec(compile(source.replace(line, f"IN_ONE_STEP = {not here.IN_ONE_STEP}"), "other_way", "exec"), other.__dict__)
+    monkeypatch.setattr(popcount, "_compiled", lambda: other)
+    for words in (2, 37, 130):
+        assert is_exact(torch.randn(9, BITS * words), binary(nn.Linear(BITS * words, 17, bias=False)))
+    assert is_exact(pictures(2, 65, 9, 9), binary(nn.Conv2d(65, 9, 3, padding=1)))
 
 
 def test_views_and_other_orders_of_memory():
