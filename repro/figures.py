@@ -39,6 +39,7 @@ CROWD = COVER + 2  # from where on what need not be written is left out
 LOG = 10.0  # an axis is logarithmic where its greatest cost is at least this many times its least
 LONGEST = 28  # characters of what tells a row from others
 FENCE = 4.0  # interquartile ranges below the lower quartile under which a row is written at the edge instead
+BESIDE = 40.0  # points, closer than which rows at the edge have their values above one another
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -193,11 +194,15 @@ def _draw_panel(axes: Axes, board: Board, panel: Panel, looks: Mapping[str, tupl
     right = axes.get_xlim()[1]
     axes.step([*xs, right], [*ys, ys[-1]], where="post", color=INK, lw=1.0, ls=(0, (4, 2)), gid="front", zorder=1.5)
     places = [{"row": board.rows[p], "best": p in front, "x": x} for p, x in panel.at.items()]
+    below: list[float] = []
     for place in (place for place in places if place["row"][metric] < low):
         row, x = place["row"], place["x"]
+        at = axes.transData.transform((x, low))[0] * 72 / axes.figure.dpi
+        crowd = sum(abs(at - other) < BESIDE for other in below)
+        below.append(at)
         colour, shape = looks[row["family"]]
         axes.plot(x, low, shape, color=colour, ms=7, clip_on=False, gid="below")
-        text, where = f"↓ {row[metric]:.1f}", {"xytext": (6, 3), "textcoords": "offset points"}
+        text, where = f"↓ {row[metric]:.1f}", {"xytext": (6, 3 + 9 * crowd), "textcoords": "offset points"}
         axes.annotate(text, (x, low), **where, fontsize=8, color=colour, parse_math=False)
     shown = (place for place in places if place["row"][metric] >= low)
     for (dense, family, best, hollow), same in grouped(shown, lambda place: _style(panel, place)).items():
@@ -296,8 +301,9 @@ def _words(board: Board) -> list[tuple[str, str]]:
 
 
 def _write_labels(axes: Axes, board: Board, panel: Panel, words: Sequence[tuple[str, str]]) -> None:
-    """A name at every method on the front, where it hides least; on a curve the method is named once. Curves that are
-    off the front have the name of their method where there is room, at the point that is farthest from all others."""
+    """A name at every method on the front, where it hides least; on a curve the method is named once. Off the front,
+    where there is room, curves have the name of their method, at the point that is farthest from all others, and other
+    methods theirs, at their best point."""
     import numpy as np
 
     low = axes.get_ylim()[0]
@@ -317,6 +323,11 @@ def _write_labels(axes: Axes, board: Board, panel: Panel, words: Sequence[tuple[
         others = np.array([spot for place, spot in spots.items() if place not in line] or [(np.inf, np.inf)])
         lonely = max(line, key=lambda place: np.linalg.norm(others - spots[place], axis=1).min())
         taken += _write(axes, words[lonely][0], spots[lonely], taken, hidden, needed=False)
+    known = {words[place][0] for place in (*panel.front, *itertools.chain(*panel.lines))} | {"dense"}
+    for place in sorted(set(spots), key=lambda place: -board.rows[place][board.metric]):
+        if words[place][0] not in known:
+            known.add(words[place][0])
+            taken += _write(axes, words[place][0], spots[place], taken, hidden, needed=False)
 
 
 def _write(
