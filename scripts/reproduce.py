@@ -118,10 +118,18 @@ def at_macs(
 ) -> list[Cell]:
     """Every structured method, and its controls, with ``percent`` of the MACs removed."""
     cells = [Cell(method, baseline, budget, seeds, f"macs{percent}", given=given) for method in STRUCTURED.split()]
-    settings = {"macs_reduction": percent / 100}
-    for method, more in (("random_filter", {}), ("l1_filter", {}), ("hrank", {"layerwise": False})):
-        cells.append(Cell(method, baseline, budget, seeds, NO_RECIPE, {**settings, **more}, given=given))
-    return cells
+    return [*cells, *without_recipes(percent / 100, baseline, budget, seeds, given)]
+
+
+def without_recipes(
+    share: float, baseline: str, budget: str, seeds: tuple[int, ...] = (0, 1, 2), given: bool = False
+) -> list[Cell]:
+    """The structured methods that can remove any share of the MACs at once."""
+    settings = {"macs_reduction": share}
+    return [
+        Cell(method, baseline, budget, seeds, NO_RECIPE, {**settings, **more}, given=given)
+        for method, more in (("random_filter", {}), ("l1_filter", {}), ("hrank", {"layerwise": False}))
+    ]
 
 
 def half(baseline: str, seeds: tuple[int, ...], given: bool = False) -> list[Cell]:
@@ -224,6 +232,7 @@ def needed() -> list[Cell]:
         *board("lenet5_mnist5k", "short", LENET),
         *board("bnn_convnet_mnist5k", "short", CONVNET),
         *board("vgg16_mnist5k", "short", f"{DISTILLATION} {COMPACT} {LOW_RANK}"),
+        *without_recipes(0.735, "vgg16_mnist5k", "short"),  # MACs and parameters of the student and of Ghost-VGG16, s=4
         *board("resnet56_cifar10", "short", "student kd fitnets at ghostnet svd svd/oneshot", (0, 1), given=True),
         *board("vgg16_cifar10", "short", f"{VGG16} hrank", (0, 1), given=True),
         *board("resnet56_cifar100", "short", REPDISTILLER, (0,)),
