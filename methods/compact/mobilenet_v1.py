@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from baselines.errors import UserError
-from methods.base import Method, Paper, Reported
+from methods.base import Claim, Method, Paper, Reported, Select
 
 if TYPE_CHECKING:
     from baselines.task import Task
@@ -113,6 +113,12 @@ class MobileNetV1(Method):
             ("/r128", "1.0-128", "7", 64.4, 4.2e6, 1.86e8),
             ("/w050_r160", "0.5-160", "9", 60.2, 1.32e6, 7.6e7),
         )
+    )  # fmt: skip
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim(
+            "A wider net is better than a thinner one.", "Table 6", Select("mobilenet_v1", ("",)),
+            (Select("mobilenet_v1", ("w025",)),), verified=READ,
+        ),
     )  # fmt: skip
 
     def compress(self, model: nn.Module, task: Task) -> nn.Module:
