@@ -324,7 +324,7 @@ def _write_labels(axes: Axes, board: Board, panel: Panel, words: Sequence[tuple[
         lonely = max(line, key=lambda place: np.linalg.norm(others - spots[place], axis=1).min())
         taken += _write(axes, words[lonely][0], spots[lonely], taken, hidden, needed=False)
     known = {words[place][0] for place in (*panel.front, *itertools.chain(*panel.lines))} | {"dense"}
-    for place in sorted(set(spots), key=lambda place: -board.rows[place][board.metric]):
+    for place in sorted(spots, key=lambda place: -board.rows[place][board.metric]):
         if words[place][0] not in known:
             known.add(words[place][0])
             taken += _write(axes, words[place][0], spots[place], taken, hidden, needed=False)

@@ -261,5 +261,5 @@ def teacher(ground: Ground) -> nn.Module | None:
             return ground.engine.place(weights.fit(build(ground.data.num_classes), state, path, name))
         except UserError as error:
             fault = fault or error
-    also = f" So are weights of a sibling ({', '.join(b.siblings)}) taken." if b.siblings else ""
+    also = f" Weights of a sibling ({', '.join(b.siblings)}) are taken too." if b.siblings else ""
     raise UserError(f"{fault}{also}")

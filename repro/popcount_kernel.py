@@ -21,7 +21,6 @@ Journal 2018, https://arxiv.org/abs/1611.07612).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,7 +40,7 @@ IN_ONE_STEP = bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))
 HELD = 31  # counts of up to 8 that a byte can hold
 
 Value, Builder = ir.Value, ir.IRBuilder
-Words = Callable[[Value], list[Value]]  # the words at one place of the depth, one for each row
+Words = Callable[[Value, Sequence[int]], list[Value]]  # at a place of the depth, those of each of some rows
 
 
 # ------------------------------------------------------------------------------------------------------ in LLVM's terms
@@ -94,18 +93,18 @@ def _widened(builder: Builder, vector: Value) -> Value:
     return vector
 
 
-def _count(builder: Builder, depth: Value, rows: int, words: Words, kind: ir.VectorType) -> list[Value]:
+def _count(builder: Builder, depth: Value, rows: Sequence[int], words: Words, kind: ir.VectorType) -> list[Value]:
     """The ones of the words at the places 0 to ``depth`` - 1, one after another: in each word or byte of each row."""
-    sums = [cgutils.alloca_once_value(builder, kind(None)) for _ in range(rows)]
+    sums = [cgutils.alloca_once_value(builder, kind(None)) for _ in rows]
     with cgutils.for_range(builder, depth) as loop:
-        for word, total in zip(words(loop.index), sums, strict=True):
+        for word, total in zip(words(loop.index, rows), sums, strict=True):
             ones = _ones(builder, builder.bitcast(word, kind))
             builder.store(builder.add(builder.load(total), ones), total)
     return [builder.load(total) for total in sums]
 
 
-def _add_and_count(builder: Builder, depth: Value, words: Words) -> Value:
-    """The ones of a row's words at the places 0 to ``depth`` - 1: four are added up before ones are counted."""
+def _add_and_count(builder: Builder, depth: Value, row: int, words: Words) -> Value:
+    """The ones of one row's words at the places 0 to ``depth`` - 1: four are added up before ones are counted."""
     number, blocks = depth.type, builder.udiv(depth, depth.type(4))
     ones, twos, total = (cgutils.alloca_once_value(builder, WORDS(None)) for _ in range(3))
 
@@ -115,14 +114,14 @@ def _add_and_count(builder: Builder, depth: Value, words: Words) -> Value:
         builder.store(builder.xor(half, z), sums)
         return builder.or_(builder.and_(x, y), builder.and_(half, z))
 
-    def fours(block: Value) -> list[Value]:
+    def fours(block: Value, rows: Sequence[int]) -> list[Value]:
         at = builder.mul(block, number(4))
-        a, b, c, d = (words(builder.add(at, number(k)))[0] for k in range(4))
+        a, b, c, d = (words(builder.add(at, number(k)), rows)[0] for k in range(4))
         return [add(add(a, b, ones), add(c, d, ones), twos)]
 
     def part(first: Value, count: Value, words: Words, factor: int) -> None:
         """``factor`` times the ones of so many words, fewer than 32, go to the total."""
-        (found,) = _count(builder, count, 1, lambda k: words(builder.add(first, k)), BYTES)
+        (found,) = _count(builder, count, [row], lambda k, rows: words(builder.add(first, k), rows), BYTES)
         found = builder.mul(_widened(builder, found), WORDS([factor] * LANES))
         builder.store(builder.add(builder.load(total), found), total)
 
@@ -136,25 +135,20 @@ def _add_and_count(builder: Builder, depth: Value, words: Words) -> Value:
     return builder.add(builder.load(total), rest)
 
 
-def _sums(builder: Builder, depth: Value, rows: Sequence[Words]) -> list[Value]:
+def _sums(builder: Builder, depth: Value, rows: Sequence[int], words: Words) -> list[Value]:
     """The ones of the words at the places 0 to ``depth`` - 1 of each row, in the way that is fastest here."""
-
-    def together(rows: Sequence[Words]) -> Words:
-        return lambda place: [word for row in rows for word in row(place)]
-
     if IN_ONE_STEP:
-        return _count(builder, depth, len(rows), together(rows), WORDS)
+        return _count(builder, depth, rows, words, WORDS)
     sums = [cgutils.alloca_once_value(builder, WORDS(None)) for _ in rows]
     with builder.if_else(builder.icmp_unsigned("<=", depth, depth.type(HELD))) as (few, many):
         with few:
             for first in range(0, len(rows), 4):
-                four = rows[first : first + 4]
-                found = _count(builder, depth, len(four), together(four), BYTES)
+                found = _count(builder, depth, rows[first : first + 4], words, BYTES)
                 for total, counts in zip(sums[first:], found, strict=False):
                     builder.store(_widened(builder, counts), total)
         with many:
             for total, row in zip(sums, rows, strict=True):
-                builder.store(_add_and_count(builder, depth, row), total)
+                builder.store(_add_and_count(builder, depth, row, words), total)
     return [builder.load(total) for total in sums]
 
 
@@ -175,13 +169,13 @@ def _tile(rows: int, filters: str) -> Any:
             left, first, depth, right, start, step, *rest = _arguments(context, builder, signature, values)
             base, known, known_step, scale, bias, filter_, times, pixel, out, at, out_step = rest
 
-            def words(row: int, place: Value) -> list[Value]:
-                """The bits in which a row and the columns differ."""
-                one = builder.add(builder.add(first, builder.mul(place, first.type(ROWS))), first.type(row))
+            def words(place: Value, chosen: Sequence[int]) -> list[Value]:
+                """The bits in which each of these rows and the columns differ."""
                 column = right.load(builder.add(start, builder.mul(place, step)), WORDS)
-                return [builder.xor(left.splat(one, WORDS), column)]
+                begin = builder.add(first, builder.mul(place, first.type(ROWS)))
+                return [builder.xor(left.splat(builder.add(begin, first.type(row)), WORDS), column) for row in chosen]
 
-            sums = _sums(builder, depth, [functools.partial(words, row) for row in range(rows)])
+            sums = _sums(builder, depth, range(rows), words)
             for row, total in enumerate(sums):
                 number = known.type(row)
                 own = [
