@@ -3,14 +3,14 @@
 from functools import partial
 
 from baselines.base import Baseline, Recipe
-from baselines.data import cifar
+from baselines.data import stored
 from baselines.models.convnets import bnn_convnet
 
 BASELINE = Baseline(
     name="bnn_convnet_cifar10",
     net=bnn_convnet,
     student=partial(bnn_convnet, width=0.5),
-    data=partial(cifar, "cifar10", 10),
+    data=partial(stored, "cifar10"),
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
     crop=4,

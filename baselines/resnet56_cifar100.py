@@ -3,14 +3,14 @@
 from functools import partial
 
 from baselines.base import Baseline, Recipe
-from baselines.data import cifar
+from baselines.data import stored
 from baselines.models.resnet_cifar import ResNetCifar
 
 BASELINE = Baseline(
     name="resnet56_cifar100",
     net=partial(ResNetCifar, 56),
     student=partial(ResNetCifar, 20),
-    data=partial(cifar, "cifar100", 100),
+    data=partial(stored, "cifar100"),
     mean=(0.5071, 0.4865, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
     crop=4,

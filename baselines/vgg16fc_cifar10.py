@@ -24,14 +24,14 @@ has no magnitude beyond that threshold, so that a short training would leave the
 from functools import partial
 
 from baselines.base import Baseline, Recipe
-from baselines.data import cifar
+from baselines.data import stored
 from baselines.models.vgg import FC, VGG, VGG16
 
 BASELINE = Baseline(
     name="vgg16fc_cifar10",
     net=lambda classes: VGG(VGG16, classes, hidden=FC),
     student=lambda classes: VGG(VGG16, classes, width=0.5, hidden=FC),
-    data=partial(cifar, "cifar10", 10),
+    data=partial(stored, "cifar10"),
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
     crop=4,

@@ -3,14 +3,14 @@
 from functools import partial
 
 from baselines.base import Baseline, Recipe
-from baselines.data import cifar
+from baselines.data import stored
 from baselines.models.convnets import vgg_small
 
 BASELINE = Baseline(
     name="vggsmall_cifar10",
     net=vgg_small,
     student=partial(vgg_small, width=0.5),
-    data=partial(cifar, "cifar10", 10),
+    data=partial(stored, "cifar10"),
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
     crop=4,

@@ -672,19 +672,19 @@ LAYER_TABLES = (
     Survey(
         "deep_compression_lenet300", "LeNet-300-100, layer by layer: Deep Compression",
         "How many bits does each layer take after each stage?",
-        ("lenet300_mnist5k",), _columns(STORED),
+        ("lenet300_mnist",), _columns(STORED),
         """
         @ Deep Compression (ICLR 2016), Table 2
         ip1 | 235K | 8 | 6 | 4.4 | 5 | 3.7 | 3.1 | 2.32 | copies | deep_compression
         ip2 | 30K | 9 | 6 | 4.4 | 5 | 4.3 | 3.8 | 3.04 | copies | deep_compression
         ip3 | 1K | 26 | 6 | 4.3 | 5 | 3.2 | 15.7 | 12.70 | copies | deep_compression
         total | 266K | 8 (12x) | 6 | 5.1 | 5 | 3.7 | 3.1 (32x) | 2.49 (40x) | copies | deep_compression
-        """, {"": LAYER_NOTE}, "lenet300_mnist5k",
+        """, {"": LAYER_NOTE}, "lenet300_mnist",
     ),
     Survey(
         "deep_compression_lenet5", "LeNet-5, layer by layer: Deep Compression",
         "How many bits does each layer take after each stage?",
-        ("lenet5_mnist5k",), _columns(STORED),
+        ("lenet5_mnist",), _columns(STORED),
         """
         @ Deep Compression (ICLR 2016), Table 3
         conv1 | 0.5K | 66 | 8 | 7.2 | 5 | 1.5 | 78.5 | 67.45 | copies | deep_compression
@@ -692,7 +692,7 @@ LAYER_TABLES = (
         ip1 | 400K | 8 | 5 | 4.5 | 5 | 4.5 | 2.7 | 2.45 | copies | deep_compression
         ip2 | 5K | 19 | 5 | 5.2 | 5 | 3.7 | 6.9 | 6.13 | copies | deep_compression
         total | 431K | 8 (12x) | 5.3 | 4.1 | 5 | 4.4 | 3.05 (33x) | 2.55 (39x) | copies | deep_compression
-        """, {"": LAYER_NOTE}, "lenet5_mnist5k",
+        """, {"": LAYER_NOTE}, "lenet5_mnist",
     ),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Download data sets into the data root: ``python scripts/fetch_data.py cifar10 cifar100 imagenette``."""
+"""Download data sets into the data root: ``python scripts/fetch_data.py mnist cifar10 cifar100 imagenette``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-NAMES = ("cifar10", "cifar100", "imagenette")
+NAMES = ("mnist", "cifar10", "cifar100", "imagenette")
 
 
 def present(name: str, root: Path) -> Path | None:
@@ -18,7 +18,7 @@ def present(name: str, root: Path) -> Path | None:
         return next((f for f in folders if (f / "train").is_dir() and (f / "val").is_dir()), None)
     path = root / f"{name}.npz"
     if path.exists():
-        read_npz(path, name, 10 if name == "cifar10" else 100)
+        read_npz(path, name)
         return path
     return None
 

@@ -169,7 +169,9 @@ SEARCH = "amc amc/fine_grained abcpruner abcpruner/macs50 combination_pruning"
 DEEP = "deep_compression deep_compression/PQ deep_compression/P"
 BINARY = "binaryconnect binaryconnect/stochastic bnn xnor_net xnor_net/scaled xnor_net/bwn"
 BITS = f"{DEEP} twn twn/layer twn/exact {BINARY}"
-LENET = f"dense han_pruning magnitude/han {DEEP} twn binaryconnect bnn xnor_net xnor_net/bwn svd"
+HAN = f"dense han_pruning magnitude/han {DEEP}"
+GROUPS = "ssl ssl/LeNet-3 ssl/shapes ssl/shapes-5"
+LENET = f"{HAN} twn binaryconnect bnn xnor_net xnor_net/bwn svd"
 CONVNET = "dense twn binaryconnect bnn xnor_net xnor_net/bwn"
 FC = "dense combination_pruning combination_pruning/ddpg combination_pruning/three_sigma"
 FIG5 = "dense combination_pruning l1_filter/weight_sum apoz/survey"
@@ -180,7 +182,7 @@ LOW_RANK = "svd svd/outer svd/oneshot svd/macs30 svd/macs70"
 DIALLED = ("vgg16_mnist5k", "resnet56_cifar10", "vgg16_cifar10", "resnet56_cifar100", "resnet50_imagenette")
 OTHERS = (
     *("lenet300_mnist5k", "lenet5_mnist5k", "vgg16fc_mnist5k", "bnn_convnet_mnist5k", "vggsmall_mnist5k"),
-    *("vgg16fc_cifar10", "bnn_convnet_cifar10", "vggsmall_cifar10"),
+    *("lenet300_mnist", "lenet5_mnist", "vgg16fc_cifar10", "bnn_convnet_cifar10", "vggsmall_cifar10"),
 )
 TIERS = {"short": 1, "paper": 3}  # of the operating points; one more: the other recipes
 EXCLUDED = {  # baselines without a run
@@ -230,6 +232,8 @@ def needed() -> list[Cell]:
         *board("resnet56_cifar10", "short", "amc deep_compression twn xnor_net bnn", (0, 1), given=True),
         *board("lenet300_mnist5k", "short", LENET),
         *board("lenet5_mnist5k", "short", LENET),
+        *board("lenet300_mnist", "paper", HAN),
+        *board("lenet5_mnist", "paper", f"{HAN} {GROUPS} apoz"),
         *board("bnn_convnet_mnist5k", "short", CONVNET),
         *board("vgg16_mnist5k", "short", f"{DISTILLATION} {COMPACT} {LOW_RANK}"),
         *without_recipes(0.735, "vgg16_mnist5k", "short"),  # MACs and parameters of the student and of Ghost-VGG16, s=4

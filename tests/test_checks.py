@@ -185,7 +185,7 @@ FORBIDDEN = [
     "from repro import run",
     "import repro.run as r",
     "from baselines import data",
-    "from baselines.data import cifar",
+    "from baselines.data import stored",
     "import baselines.vgg16_cifar10",
     "from torchvision.datasets import CIFAR10",
     "from torchvision import datasets",

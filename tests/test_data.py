@@ -1,10 +1,12 @@
 """Data sets: splits, augmentation against a naive loop, and sentences for files that are missing or damaged."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
 
-from baselines.data import ArraySplit, Augment, DataOptions, cifar, fetch, imagenet, imagenette, mnist5k, synthetic
+from baselines.data import ArraySplit, Augment, DataOptions, fetch, imagenet, imagenette, mnist5k, stored, synthetic
 from baselines.errors import UserError
 
 
@@ -69,7 +71,7 @@ def test_resized_crops_stay_inside_and_the_full_box_is_the_image():
 
 def test_cifar_reads_the_npz(tmp_path):
     np.savez(tmp_path / "cifar10.npz", **arrays())
-    data = cifar("cifar10", 10, DataOptions(root=str(tmp_path)))
+    data = stored("cifar10", DataOptions(root=str(tmp_path)))
     assert torch.equal(data.train.x, torch.from_numpy(arrays()["x_train"])) and data.train.y.dtype == torch.int64
 
 
@@ -88,7 +90,7 @@ def test_a_damaged_file_is_named_and_the_way_out_too(tmp_path, damage, words):
     np.savez(path, **arrays())
     damage(path)
     with pytest.raises(UserError, match=words) as caught:
-        cifar("cifar10", 10, DataOptions(root=str(tmp_path)))
+        stored("cifar10", DataOptions(root=str(tmp_path)))
     assert str(path) in str(caught.value) and "scripts/fetch_data.py cifar10" in str(caught.value)
 
 
@@ -100,12 +102,40 @@ def test_missing_data_names_the_path_and_the_command(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR100", offline)
     with pytest.raises(UserError, match=r"no cifar100 in .*no network.*scripts/fetch_data.py cifar100") as caught:
-        cifar("cifar100", 100, DataOptions(root=str(tmp_path)))
+        stored("cifar100", DataOptions(root=str(tmp_path)))
     assert str(tmp_path) in str(caught.value)
     with pytest.raises(UserError, match=r"no ImageNet in .*expected train/<wnid>"):
         imagenet(DataOptions(root=str(tmp_path)))
-    with pytest.raises(UserError, match="no download for 'mnist'"):
-        fetch("mnist", tmp_path)
+    with pytest.raises(UserError, match=r"no download for 'svhn'\. Choose one of: mnist, cifar10, cifar100, "):
+        fetch("svhn", tmp_path)
+
+
+def idx(values):
+    """The bytes of an IDX file of uint8: magic number (type, dimensions), big-endian sizes, values."""
+    return struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+def test_mnist_comes_through_torchvision_once_and_is_kept(tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    random, digits = np.random.RandomState(0), {}
+    for part, name, n in (("train", "train", 30), ("test", "t10k", 20)):
+        x, y = random.randint(0, 256, (n, 28, 28), np.uint8), random.randint(0, 10, n, np.uint8)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(x))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(y))
+        digits[part] = x, y
+    data = stored("mnist", DataOptions(root=str(tmp_path)))
+    assert (data.name, data.num_classes, data.train.shape()) == ("mnist", 10, (1, 28, 28))
+    for part, (x, y) in digits.items():
+        split = getattr(data, part)
+        assert np.array_equal(split.x[..., 0], x) and np.array_equal(split.y, y) and split.x.dtype == torch.uint8
+    monkeypatch.delattr(torchvision.datasets, "MNIST")
+    assert stored("mnist", DataOptions(root=str(tmp_path))).sha256 == data.sha256
+    np.savez(tmp_path / "mnist.npz", **arrays())
+    with pytest.raises(UserError, match=r"x_train is uint8 \(20, 32, 32, 3\).*expected uint8 \(N, 28, 28, 1\)"):
+        stored("mnist", DataOptions(root=str(tmp_path)))
 
 
 def folders(root, wnids, per_class, parts=("train", "val"), size=(30, 24)):

@@ -274,7 +274,7 @@ def test_data_files(tmp_path):
 
     def use(content):
         path.write_bytes(content)
-        read_npz(path, "cifar10", 10)
+        read_npz(path, "cifar10")
 
     use(npz(**arrays))
     crafted = [npz(**{**arrays, rng.choice([*arrays]): rng.choice(odd)}) for _ in range(300)]

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from methods.filter_pruning.l1_filter import L1Filter
 from repro import measure, packed, record
 from repro.config import BaselineOptions, DeviceOptions, ResultsOptions, RunConfig
 from repro.ground import dense_net, prepare
+from repro.registry import method_class
 from repro.run import run, train_dense
 
 SHAPES = ("name", "dense", "compressed")
@@ -241,6 +243,20 @@ def test_the_given_teacher_is_the_one_that_teaches(sibling, tmp_path, monkeypatc
         assert torch.equal(seen[1][0].state_dict()[key], value)
     with pytest.raises(UserError, match=r"weights of another net .* a sibling \(student\)"):
         run(config(tmp_path, Looks(), teacher=str(weights.save(TinyPlain(4, hidden=7), tmp_path / "odd.safetensors"))))
+
+
+@pytest.mark.parametrize("net, params", [("lenet300_mnist", 266_610), ("lenet5_mnist", 431_080)])
+def test_the_lenets_run_on_all_of_mnist(tmp_path, monkeypatch, net, params):
+    random, arrays = np.random.RandomState(0), {}
+    for part, n in (("train", 130), ("test", 70)):
+        arrays[f"x_{part}"] = random.randint(0, 256, (n, 28, 28, 1), np.uint8)
+        arrays[f"y_{part}"] = np.arange(n, dtype=np.uint8) % 10
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    monkeypatch.setenv("REPRO_DATA", str(tmp_path))
+    recipe = method_class("deep_compression").recipes[net]
+    made = run(config(tmp_path, method_class("deep_compression")(**recipe), net, budget="smoke"))
+    assert (made.status, made.options["data"], made.dense.params) == ("ok", "mnist", params)
+    assert made.compressed.nonzero < 0.1 * params
 
 
 def test_a_loss_that_is_not_a_number_is_a_visible_record(tmp_path):

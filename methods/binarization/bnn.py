@@ -86,7 +86,7 @@ class BNN(Method):
         **{f"{net}_mnist5k": MNIST for net in NETS},
         **{f"{net}_cifar10/stochastic": STOCHASTIC for net in NETS},
         **{f"{net}_mnist5k/stochastic": {**MNIST, **STOCHASTIC} for net in NETS},
-        **{f"{net}_mnist5k": MNIST for net in ("lenet300", "lenet5")},
+        **{f"{net}_{digits}": MNIST for net in ("lenet300", "lenet5") for digits in ("mnist", "mnist5k")},
         "resnet56_cifar10": {},
         "resnet56_cifar100": {},
         "resnet50_imagenette": {},

@@ -65,7 +65,7 @@ READ = "read in the paper's text; without a table"
 
 def variants(net: str, fields: dict[str, float]) -> dict[str, dict]:
     """The recipes of a net: XNOR-Net, the released code's, and binary weights alone."""
-    mnist = net.endswith("mnist5k")
+    mnist = "_mnist" in net
     return {
         net: {**fields, **(NO_K if mnist else {})},
         **({f"{net}/scaled": fields} if mnist else {}),
@@ -99,6 +99,8 @@ class XNORNet(Method):
         **variants("vggsmall_mnist5k", MNIST),
         **variants("vggsmall_cifar10", CIFAR),
         **variants("vgg16_mnist5k", MNIST),
+        **variants("lenet300_mnist", MNIST),
+        **variants("lenet5_mnist", MNIST),
         **variants("lenet300_mnist5k", MNIST),
         **variants("lenet5_mnist5k", MNIST),
         **variants("vgg16_cifar10", CIFAR),

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from baselines.task import Task
 
 NETS = (
-    "vgg16_mnist5k", "vggsmall_mnist5k", "bnn_convnet_mnist5k", "lenet300_mnist5k", "lenet5_mnist5k", "vgg16_cifar10",
-    "vggsmall_cifar10", "bnn_convnet_cifar10", "resnet56_cifar10", "resnet56_cifar100",
+    "vgg16_mnist5k", "vggsmall_mnist5k", "bnn_convnet_mnist5k", "lenet300_mnist5k", "lenet5_mnist5k", "lenet300_mnist",
+    "lenet5_mnist", "vgg16_cifar10", "vggsmall_cifar10", "bnn_convnet_cifar10", "resnet56_cifar10", "resnet56_cifar100",
 )  # fmt: skip
 IMAGENET = {"epochs": 100.0, "lr": 0.0125}  # 0.1 at batches of 256, for batches of 32
 

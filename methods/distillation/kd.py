@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 
 NETS = (
-    "vgg16_mnist5k", "vggsmall_mnist5k", "bnn_convnet_mnist5k", "lenet300_mnist5k", "lenet5_mnist5k", "vgg16_cifar10",
-    "vggsmall_cifar10", "bnn_convnet_cifar10", "resnet56_cifar10", "resnet56_cifar100",
+    "vgg16_mnist5k", "vggsmall_mnist5k", "bnn_convnet_mnist5k", "lenet300_mnist5k", "lenet5_mnist5k", "lenet300_mnist",
+    "lenet5_mnist", "vgg16_cifar10", "vggsmall_cifar10", "bnn_convnet_cifar10", "resnet56_cifar10", "resnet56_cifar100",
 )  # fmt: skip
 REPDISTILLER = {"temperature": 4.0, "alpha": 0.9, "epochs": 240.0, "lr": 0.05}
 

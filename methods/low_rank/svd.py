@@ -92,8 +92,8 @@ class SVD(Method):
     )  # fmt: skip
     recipes: ClassVar[dict[str, dict]] = {
         **{f"{name}{variant}": net | fields for name, net in NETS.items() for variant, fields in VARIANTS.items()},
-        **dict.fromkeys(("vgg16fc_cifar10", "vgg16fc_mnist5k", "lenet5_mnist5k"), HALF),
-        "lenet300_mnist5k": {"macs_reduction": 0.8},
+        **dict.fromkeys(("vgg16fc_cifar10", "vgg16fc_mnist5k", "lenet5_mnist", "lenet5_mnist5k"), HALF),
+        **{f"lenet300_{digits}": {"macs_reduction": 0.8} for digits in ("mnist", "mnist5k")},
     }
     claims: ClassVar[tuple[Claim, ...]] = (Claim(
         "At half of the cost accuracy stays within 1 %.", "abstract", Select("svd", ("",)), (Select("dense"),),

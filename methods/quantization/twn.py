@@ -85,9 +85,9 @@ class TWN(Method):
         code="https://github.com/Thinklab-SJTU/twns",
     )
     recipes: ClassVar[dict[str, dict]] = {
-        "lenet5_mnist5k": MNIST,
-        "lenet5_mnist5k/layer": {**MNIST, **LAYER},
-        "lenet300_mnist5k": {**MNIST, "lr": 0.03},
+        **{f"lenet5_{digits}": MNIST for digits in ("mnist", "mnist5k")},
+        **{f"lenet5_{digits}/layer": {**MNIST, **LAYER} for digits in ("mnist", "mnist5k")},
+        **{f"lenet300_{digits}": {**MNIST, "lr": 0.03} for digits in ("mnist", "mnist5k")},
         **variants("bnn_convnet_mnist5k", MNIST),
         **variants("bnn_convnet_cifar10", {}),
         **variants("vggsmall_mnist5k", MNIST),

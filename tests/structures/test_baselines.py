@@ -15,11 +15,11 @@ EXACT = {  # params, MACs
     "resnet56_cifar10": (853_018, 125_485_696),
     "resnet56_cifar100": (858_868, 125_491_456),
     "resnet50_imagenette": (25_557_032, 4_089_184_256),
-    "lenet300_mnist5k": (266_610, 266_200),
-    "lenet5_mnist5k": (431_080, 2_293_000),
+    **dict.fromkeys(("lenet300_mnist", "lenet300_mnist5k"), (266_610, 266_200)),
+    **dict.fromkeys(("lenet5_mnist", "lenet5_mnist5k"), (431_080, 2_293_000)),
 }
 CLASSES = {"resnet56_cifar100": 100, "resnet50_imagenette": 1000}
-INPUT = {"resnet50_imagenette": (3, 224, 224), "lenet300_mnist5k": (1, 28, 28), "lenet5_mnist5k": (1, 28, 28)}
+INPUT = {"resnet50_imagenette": (3, 224, 224), **{name: (1, 28, 28) for name in EXACT if name.startswith("lenet")}}
 
 
 @pytest.mark.parametrize("name", EXACT)
