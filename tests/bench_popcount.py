@@ -31,9 +31,9 @@ SHAPES = (
     ASSERTED,  # net, input channels, filters, side of the input, stride; a side of 0: a linear layer
     ("VGG-16", 64, 64, 32, 1), ("VGG-16", 64, 128, 16, 1), ("VGG-16", 128, 128, 16, 1), ("VGG-16", 128, 256, 8, 1),
     ("VGG-16", 256, 256, 8, 1), ("VGG-16", 256, 512, 4, 1), ("VGG-16", 512, 512, 4, 1), ("VGG-16", 512, 512, 2, 1),
-    ("VGG-16", 512, 512, 0, 1),
+    ("VGG-16", 512, 512, 0, 1), ("VGG-16", 512, 10, 0, 1),
     ("ResNet-56", 16, 16, 32, 1), ("ResNet-56", 16, 32, 32, 2), ("ResNet-56", 32, 32, 16, 1),
-    ("ResNet-56", 32, 64, 16, 2), ("ResNet-56", 64, 64, 8, 1),
+    ("ResNet-56", 32, 64, 16, 2), ("ResNet-56", 64, 64, 8, 1), ("ResNet-56", 64, 10, 0, 1),
 )  # fmt: skip
 ROUNDS = {1: 15, 64: 5}
 CALLS = 2e7  # MACs of fp32 in a round, at least one call

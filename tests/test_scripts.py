@@ -168,6 +168,14 @@ def test_operating_points_come_behind_what_the_tables_need_and_half_of_the_macs_
         assert [name for name in dict.fromkeys(here) if "macs" in name] == ["macs50", "macs30", "macs70"]
 
 
+def test_a_board_with_a_taught_student_has_the_student_alone_with_the_same_seeds():
+    runs = {(c.method, (c.baseline, c.budget, seed)) for c in reproduce.matrix() for seed in c.seeds}
+    taught, alone = (
+        {at for method, at in runs if method in names} for names in (("kd", "fitnets", "at"), ("student",))
+    )
+    assert len(taught) > 20 and taught <= alone, taught - alone
+
+
 def test_a_recipe_of_the_matrix_that_no_method_has_is_an_error():
     with pytest.raises(UserError, match=r"l1_filter has no recipe 'resnet56_cifar10/Z' .*resnet56_cifar10/A"):
         reproduce.hyperparameters(Cell("l1_filter", "resnet56_cifar10", "short", recipe="Z"))
