@@ -12,7 +12,7 @@ BASELINE = replace(
     name="lenet5_mnist",
     data=partial(stored, "mnist"),
     crop=0,
-    train={"paper": Recipe(epochs=11, lr=0.05, batch_size=64), "short": Recipe(epochs=4, lr=0.05, batch_size=64)},
+    train={"paper": Recipe(epochs=11, lr=0.02, batch_size=64), "short": Recipe(epochs=4, lr=0.02, batch_size=64)},
     finetune=Recipe(epochs=4, lr=0.01, batch_size=64),
     published={"top1": 99.20},
     source="Han et al. (NIPS 2015) Table 1",

@@ -87,7 +87,7 @@ class Magnitude(Method):
         **points("vgg16_mnist5k"),
         "vgg16_mnist5k/han": {"sparsities": VGG16_HAN, **LIKE_HAN, "lr": 0.005},
         "lenet300_mnist/han": {"sparsities": LENET300_HAN, "epochs": 25.0, "lr": 0.005},
-        "lenet5_mnist/han": {"sparsities": LENET5_HAN, "epochs": 25.0, "lr": 0.005},
+        "lenet5_mnist/han": {"sparsities": LENET5_HAN, "epochs": 25.0, "lr": 0.002},
         "lenet300_mnist5k/han": {"sparsities": LENET300_HAN, **LIKE_HAN, "lr": 0.005},
         "lenet5_mnist5k/han": {"sparsities": LENET5_HAN, **LIKE_HAN, "lr": 0.005},
         **points("vgg16_cifar10"),

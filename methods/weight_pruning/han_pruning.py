@@ -80,7 +80,7 @@ class HanPruning(Method):
     )
     recipes: ClassVar[dict[str, dict]] = {
         "lenet300_mnist": {"densities": LENET300, "lr": 0.005, "epochs": 5.0},
-        "lenet5_mnist": {"densities": LENET5, "lr": 0.005, "epochs": 2.5},
+        "lenet5_mnist": {"densities": LENET5, "lr": 0.002, "epochs": 2.5},
         "lenet300_mnist5k": {"densities": LENET300, "lr": 0.005},
         "lenet5_mnist5k": {"densities": LENET5, "lr": 0.005},
         "vgg16_mnist5k": {"densities": VGG16, "lr": 0.005},

@@ -108,7 +108,7 @@ class DeepCompression(Method):
     )
     recipes: ClassVar[dict[str, dict]] = {
         **stages("lenet300_mnist", densities=LENET300, fc_bits=6, lr=0.005, **LENET),
-        **stages("lenet5_mnist", densities=LENET5, lr=0.005, **LENET),
+        **stages("lenet5_mnist", densities=LENET5, lr=0.002, **LENET),
         **stages("lenet300_mnist5k", densities=LENET300, fc_bits=6, lr=0.005),
         **stages("lenet5_mnist5k", densities=LENET5, lr=0.005),
         **stages("vgg16_mnist5k", densities=VGG16, lr=0.005),
