@@ -398,7 +398,7 @@ def test_the_known_contradictions_of_the_papers_have_footnotes(nothing_run):
 
 # ------------------------------------------------------------------------------------------------- layer by layer
 
-DEEP = "lenet300_mnist5k"
+DEEP = "lenet300_mnist"
 LEFT = {  # weights; outputs; left; filler zeros; shared values; bits of a weight and of a distance as Huffman words
     "ip1": (235_200, 300, 18_816, 3_000, 50, 4.5, 3.75),
     "ip2": (30_000, 100, 2_700, 300, 45, 4.75, 4.25),
@@ -431,7 +431,7 @@ def stored(variant, seed=0, told=True, **changes):
     nets = {"dense": measured(98.0, bytes=1_066_440), "compressed": compressed, "stored": file if told else None}
     made = a_record().provenance | code_version("deep_compression", registry.ROOT)
     fields = {"method": "deep_compression", "baseline": DEEP, "layers": layers, "seed": seed, "provenance": made}
-    chosen = {"hyperparameters": plain(settings(DeepCompression, DEEP + variant)), "options": {"data": "mnist5k"}}
+    chosen = {"hyperparameters": plain(settings(DeepCompression, DEEP + variant)), "options": {"data": "mnist"}}
     return a_record(**fields | chosen | nets | changes)
 
 
@@ -540,7 +540,7 @@ def test_the_oracle_catches_a_changed_line(old, new):
         [],
         stages()[:1],
         [stages()[0], stages(seed=1)[1]],
-        stages(options={"data": "mnist5k", "holdout": True}),
+        stages(options={"data": "mnist", "holdout": True}),
         stages(parent="0" * 12),
         stages(provenance=a_record().provenance),
     ],
