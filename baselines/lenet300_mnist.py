@@ -1,4 +1,8 @@
-"""LeNet-300-100 on MNIST: the net of the first tables of Han et al. (NIPS 2015; ICLR 2016)."""
+"""LeNet-300-100 on MNIST: the net of the first tables of Han et al. (NIPS 2015; ICLR 2016).
+
+The papers give no recipe. The rate was chosen on a held-out tenth of the training images: 98.7 % at 0.05, 98.2 % at
+0.01, 98.6 % at 0.1; 30 epochs are no better (98.5 %).
+"""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,8 @@
-"""Caffe's LeNet-5 (20-50-500) on MNIST: the net of the first tables of Han et al. (NIPS 2015; ICLR 2016)."""
+"""Caffe's LeNet-5 (20-50-500) on MNIST: the net of the first tables of Han et al. (NIPS 2015; ICLR 2016).
+
+The papers give no recipe. The rate was chosen on a held-out tenth of the training images: 99.4 % at 0.02, 99.3 % at
+0.05, which diverges for one seed.
+"""
 
 from dataclasses import replace
 from functools import partial
