@@ -241,7 +241,7 @@ def needed() -> list[Cell]:
         *board("resnet56_cifar10", "short", "student kd fitnets at ghostnet svd svd/oneshot", (0, 1), given=True),
         *board("resnet56_cifar10", "short", "han_pruning mobilenet_v1 abcpruner binaryconnect", (0, 1), given=True),
         *as_sparse_as(board("resnet56_cifar10", "short", "han_pruning", (0, 1), given=True)),
-        *trained_anew(board("resnet56_cifar10", "short", "l1_filter", (0, 1), given=True)),
+        *trained_anew(board("resnet56_cifar10", "short", "abcpruner", (0, 1), given=True)),
         *board("vgg16_cifar10", "short", f"{VGG16} hrank", (0, 1), given=True),
         *board("resnet56_cifar100", "short", REPDISTILLER, (0,)),
         *board("resnet56_cifar100", "paper", f"{RESNET56} {REPDISTILLER} l1_filter/weight_sum hrank"),
