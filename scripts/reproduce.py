@@ -229,6 +229,7 @@ def needed() -> list[Cell]:
         *board("vgg16fc_mnist5k", "short", FC),
         *board("resnet56_cifar100", "short", FIG5, (0, 1)),
         Cell("magnitude", "resnet56_cifar100", "short", (0, 1), NO_RECIPE, {"sparsity": 0.8}),
+        # by lot, as wide as FIG5's l1_filter leaves every layer, and trained as long at the same rate
         Cell("random_filter", "resnet56_cifar100", "short", (0, 1), NO_RECIPE, {"ratio": 0.8, "rounding": "keep"}),
         *board("resnet56_cifar10", "short", "amc deep_compression twn xnor_net bnn", (0, 1), given=True),
         *board("lenet300_mnist5k", "short", LENET),
