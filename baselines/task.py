@@ -216,6 +216,13 @@ class Task:
         """params, nonzero, macs, effective_macs of ``model``: the same counter as the record's."""
         return cost(model, self.example)
 
+    @property
+    def dense_recipe(self) -> Recipe:
+        """The schedule that the dense net is trained by at this budget, on images of full size: for what is trained
+        anew as it was (Liu et al. 2019). Where no dense net is trained here, the one that methods get."""
+        recipes = self._baseline.train
+        return replace(recipes.get(self.budget) or recipes.get("short") or self._baseline.finetune, sizes=())
+
     def report(self, **facts: object) -> None:
         """Facts for the record, such as report(clamped=["features.0"])."""
         self.details.update(facts)

@@ -222,7 +222,7 @@ def needed() -> list[Cell]:
         *widths_of(board("vgg16_mnist5k", "short", "thinet channel_pruning network_slimming entropy gal apoz")),
         *at_rate("vgg16_mnist5k", "entropy thinet gal apoz apoz/macs50", 0.01),
         *half("resnet56_cifar10", (0, 1), given=True),
-        *at_rate("resnet56_cifar10", LOW_RATE, 0.01, (0,), given=True),
+        *at_rate("resnet56_cifar10", f"{LOW_RATE} ghostnet", 0.01, (0,), given=True),
         *board("vgg16_mnist5k", "short", f"{SEARCH} {BITS}"),
         *trained_anew(board("vgg16_mnist5k", "short", "thinet/macs50 network_slimming/macs50")),
         *as_sparse_as(board("vgg16_mnist5k", "short", "han_pruning amc/fine_grained")),

@@ -1,6 +1,7 @@
 """Scratch-E and Scratch-B: the structure stays, the weights do not, and the epochs follow the MACs."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_the_structure_stays_and_the_weights_do_not(same_draws):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (", after_step=hold)", ")"),
+        (", after_step=hold,", ","),
         ("        draw(model)\n", ""),
         ('elif hasattr(module, "reset_parameters")', "elif isinstance(module, nn.Dropout)"),
         ("elif isinstance(module, BatchNorm) and module.affine:", "elif False:"),
@@ -115,6 +116,27 @@ def test_scratch_b_trains_longer_by_the_factor_of_the_macs():
         "task.cost(model).macs / task.cost(task.teacher).macs",
     )
     assert epochs_asked(turned.Scratch, epochs=100, mode="B") != [pytest.approx(100 * factor)]
+
+
+@pytest.mark.parametrize("budget", ["short", "paper"])
+def test_it_is_trained_as_the_dense_net_is(budget):
+    """Liu et al.: the schedule of the dense net, not that of fine-tuning; only ``lr`` is the method's."""
+
+    def schedule(module):
+        baseline, used = base.load("resnet56_cifar10"), {}
+        task = Task(baseline, DATA, TinyPlain(), budget=budget)
+        task.train = lambda model, epochs, lr, recipe=baseline.finetune, **_: used.update(lr=lr, recipe=recipe)
+        module.Scratch(lr=0.2).compress(parent(), task)
+        assert used["lr"] == 0.2
+        recipe = used["recipe"]
+        return [recipe.factor(share) for share in (0.01, 0.04, 0.3, 0.6, 0.9)], recipe.weight_decay, recipe.sizes
+
+    expected = {
+        "paper": ([1, 1, 1, 0.1, 0.01], 1e-4, ()),
+        "short": ([0.2, 0.8, *(0.5 * (1 + math.cos(math.pi * share)) for share in (0.3, 0.6, 0.9))], 5e-4, ()),
+    }[budget]
+    assert schedule(scratch) == (pytest.approx(expected[0]), *expected[1:])
+    assert schedule(mutant(scratch, ", recipe=task.dense_recipe", "")) != (pytest.approx(expected[0]), *expected[1:])
 
 
 def test_new_weights_have_the_published_spread():
