@@ -87,6 +87,10 @@ class Baseline:
     default_budget: str = "paper"
     pretrained: Callable[[], nn.Module] | None = None
 
+    def dense_recipe(self, budget: str) -> Recipe:
+        """How the dense net is trained at ``budget``; where there is no recipe of that name, as at ``short``."""
+        return self.train.get(budget) or self.train["short"]
+
 
 def names() -> list[str]:
     """The baselines: every file of this folder named NET_DATA.py."""

@@ -220,8 +220,8 @@ class Task:
     def dense_recipe(self) -> Recipe:
         """The schedule that the dense net is trained by at this budget, on images of full size: for what is trained
         anew as it was (Liu et al. 2019). Where no dense net is trained here, the one that methods get."""
-        recipes = self._baseline.train
-        return replace(recipes.get(self.budget) or recipes.get("short") or self._baseline.finetune, sizes=())
+        b = self._baseline
+        return replace(b.dense_recipe(self.budget) if b.train else b.finetune, sizes=())
 
     def report(self, **facts: object) -> None:
         """Facts for the record, such as report(clamped=["features.0"])."""

@@ -229,7 +229,7 @@ def _facts(task: Task, recipe: Recipe) -> dict[str, Any]:
 def _trained_place(ground: Ground) -> tuple[Recipe, Path]:
     """(the recipe of the dense training, where its net lies in the cache once it is trained)."""
     b, seed, budget = ground.baseline, ground.cfg.seed, ground.dense_budget
-    recipe = b.train.get(budget) or b.train["short"]
+    recipe = b.dense_recipe(budget)
     asked = [
         b.name,
         budget,
