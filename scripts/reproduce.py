@@ -173,9 +173,11 @@ HAN = f"dense han_pruning magnitude/han {DEEP}"
 GROUPS = "ssl ssl/LeNet-3 ssl/shapes ssl/shapes-5"
 LENET = f"{HAN} twn binaryconnect bnn xnor_net xnor_net/bwn svd"
 CONVNET = "dense twn binaryconnect bnn xnor_net xnor_net/bwn"
-FC = "dense combination_pruning combination_pruning/ddpg combination_pruning/three_sigma"
+COMBINATION = "combination_pruning combination_pruning/ddpg combination_pruning/three_sigma"
+FC = f"dense {COMBINATION}"
 FIG5 = "dense combination_pruning l1_filter/weight_sum apoz/survey"
 DISTILLATION = "student fitnets at at/gradient at/kd"
+TAB4 = f"dense l1_filter random_filter/l1_A {COMBINATION} gal entropy/survey"
 REPDISTILLER = "student kd fitnets/repdistiller at"
 COMPACT = "ghostnet ghostnet/s4 ghostnet/inherit mobilenet_v1 mobilenet_v1/w025"
 LOW_RANK = "svd svd/outer svd/oneshot svd/macs30 svd/macs70"
@@ -222,6 +224,7 @@ def needed() -> list[Cell]:
         *widths_of(board("vgg16_mnist5k", "short", "thinet channel_pruning network_slimming entropy gal apoz")),
         *at_rate("vgg16_mnist5k", "entropy thinet gal apoz apoz/macs50", 0.01),
         *half("resnet56_cifar10", (0, 1), given=True),
+        *board("resnet56_cifar10", "short", "apoz entropy network_slimming thinet gal", (0, 1), given=True),
         *at_rate("resnet56_cifar10", f"{LOW_RATE} ghostnet", 0.01, (0,), given=True),
         *board("vgg16_mnist5k", "short", f"{SEARCH} {BITS}"),
         *trained_anew(board("vgg16_mnist5k", "short", "thinet/macs50 network_slimming/macs50")),
@@ -243,6 +246,10 @@ def needed() -> list[Cell]:
         *board("resnet56_cifar10", "short", "han_pruning mobilenet_v1 abcpruner binaryconnect", (0, 1), given=True),
         *as_sparse_as(board("resnet56_cifar10", "short", "han_pruning", (0, 1), given=True)),
         *trained_anew(board("resnet56_cifar10", "short", "abcpruner", (0, 1), given=True)),
+        *board("resnet50_imagenette", "short", "dense", (0,), given=True),
+        *at_macs(50, "resnet50_imagenette", "short", (0,), given=True),
+        *at_macs(30, "resnet50_imagenette", "short", (0,), given=True),
+        *board("vgg16_cifar10", "short", TAB4, (0, 1), given=True),
         *board("vgg16_cifar10", "short", f"{VGG16} hrank", (0, 1), given=True),
         *board("resnet56_cifar100", "short", REPDISTILLER, (0,)),
         *board("resnet56_cifar100", "paper", f"{RESNET56} {REPDISTILLER} l1_filter/weight_sum hrank"),
