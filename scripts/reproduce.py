@@ -154,12 +154,9 @@ def as_sparse_as(cells: Iterable[Cell]) -> list[Cell]:
     return [replace(c, method="magnitude", recipe=NO_RECIPE, settings=settings, parent=c) for c in cells]
 
 
-def at_rate(
-    baseline: str, rows: str, rate: float, seeds: tuple[int, ...] = (0, 1, 2), given: bool = False
-) -> list[Cell]:
-    """Rows that lose to the control, once more at its learning rate: whether theirs is why, in so short a training."""
-    cells = board(baseline, "short", rows, seeds, given)
-    return [replace(c, settings={"finetune_lr" if c.method == "gal" else "lr": rate}) for c in cells]
+def at_rate(cells: Iterable[Cell], rate: float) -> list[Cell]:
+    """These runs fine-tuned at another learning rate: whether theirs is why they lose, in so short a training."""
+    return [replace(c, settings={**c.settings, "finetune_lr" if c.method == "gal" else "lr": rate}) for c in cells]
 
 
 STRUCTURED = "thinet channel_pruning network_slimming apoz entropy ssl gal"
@@ -222,10 +219,10 @@ def needed() -> list[Cell]:
         *board("vgg16_mnist5k", "short", f"{STRUCTURED} {SPARSE}"),
         *half("vgg16_mnist5k", (0, 1, 2)),
         *widths_of(board("vgg16_mnist5k", "short", "thinet channel_pruning network_slimming entropy gal apoz")),
-        *at_rate("vgg16_mnist5k", "entropy thinet gal apoz apoz/macs50", 0.01),
+        *at_rate(board("vgg16_mnist5k", "short", "entropy thinet gal apoz apoz/macs50"), 0.01),
         *half("resnet56_cifar10", (0, 1), given=True),
         *board("resnet56_cifar10", "short", "apoz entropy network_slimming thinet gal", (0, 1), given=True),
-        *at_rate("resnet56_cifar10", f"{LOW_RATE} ghostnet", 0.01, (0,), given=True),
+        *at_rate(board("resnet56_cifar10", "short", f"{LOW_RATE} ghostnet", (0,), given=True), 0.01),
         *board("vgg16_mnist5k", "short", f"{SEARCH} {BITS}"),
         *trained_anew(board("vgg16_mnist5k", "short", "thinet/macs50 network_slimming/macs50")),
         *as_sparse_as(board("vgg16_mnist5k", "short", "han_pruning amc/fine_grained")),
@@ -249,6 +246,18 @@ def needed() -> list[Cell]:
         *board("resnet50_imagenette", "short", "dense", (0,), given=True),
         *at_macs(50, "resnet50_imagenette", "short", (0,), given=True),
         *at_macs(30, "resnet50_imagenette", "short", (0,), given=True),
+        *at_rate(without_recipes(0.5, "resnet50_imagenette", "short", (0,), given=True)[:2], 0.01),  # as HRank
+        *at_rate(without_recipes(0.3, "resnet50_imagenette", "short", (0,), given=True)[:2], 0.01),
+        # with as much of the one pass for fine-tuning as the recipe has for the penalty
+        Cell(
+            "network_slimming",
+            "resnet50_imagenette",
+            "short",
+            (0,),
+            "macs50",
+            {"sparse_epochs": 5.0, "epochs": 60.0},
+            True,
+        ),
         *board("vgg16_cifar10", "short", TAB4, (0, 1), given=True),
         *board("vgg16_cifar10", "short", f"{VGG16} hrank", (0, 1), given=True),
         *board("resnet56_cifar100", "short", REPDISTILLER, (0,)),
