@@ -160,7 +160,7 @@ def at_rate(cells: Iterable[Cell], rate: float) -> list[Cell]:
 
 
 def finetuned_more(cells: Iterable[Cell]) -> list[Cell]:
-    """Network slimming with its 60 epochs of the penalty and 5 of fine-tuning changed over: 5 of 65 are 4 steps here."""
+    """Network slimming with the 60 epochs of the penalty and 5 of fine-tuning changed over: 5 of 65 are 4 steps."""
     return [replace(c, settings={"sparse_epochs": 5.0, "epochs": 60.0}) for c in cells]
 
 
