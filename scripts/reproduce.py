@@ -249,7 +249,7 @@ def needed() -> list[Cell]:
         *as_sparse_as(board("resnet56_cifar10", "short", "han_pruning", (0, 1), given=True)),
         *trained_anew(board("resnet56_cifar10", "short", "abcpruner", (0, 1), given=True)),
         *board("resnet50_imagenette", "short", "dense", (0,), given=True),
-        *at_macs(50, "resnet50_imagenette", "short", (0,), given=True),
+        *half("resnet50_imagenette", (0,), given=True),
         *at_macs(30, "resnet50_imagenette", "short", (0,), given=True),
         *at_rate(without_recipes(0.5, "resnet50_imagenette", "short", (0,), given=True)[:2], 0.01),  # as HRank
         *at_rate(without_recipes(0.3, "resnet50_imagenette", "short", (0,), given=True)[:2], 0.01),
