@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from baselines import base
+from baselines import task as tasks
 from baselines.base import Recipe
 from baselines.data import DataOptions
 from baselines.errors import UserError
@@ -286,6 +287,25 @@ def test_an_unknown_budget_is_refused():
 def test_the_engine_is_chosen_by_measurement():
     precision, channels_last = fastest(net(), torch.zeros(1, 3, 16, 16), torch.device("cpu"), 8)
     assert precision in ("fp32", "bf16") and isinstance(channels_last, bool)
+
+
+@pytest.mark.parametrize(
+    ("slow", "batches"), [(3.9, 4), (4.1, 2)], ids=["slower on two images only", "hopeless on two images"]
+)
+def test_what_is_hopeless_on_two_images_is_not_measured_on_a_batch(monkeypatch, slow, batches):
+    tried = []
+
+    def step(engine, model, x, y):
+        tried.append((engine.precision, engine.channels_last, len(x)))
+        assert len(x) == len(y)
+        if len(x) == 2:
+            return slow if engine.precision == "bf16" else 1.0
+        return 0.5 if engine.precision == "bf16" else 0.9 if engine.channels_last else 1.0
+
+    monkeypatch.setattr(tasks, "_step_seconds", step)
+    chosen = fastest(net(), torch.zeros(1, 3, 16, 16), torch.device("cpu"), 8)
+    assert [size for *_, size in tried] == [2] * 4 + [8] * batches
+    assert chosen == (("bf16", False) if batches == 4 else ("fp32", True))
 
 
 def test_estimate_and_the_shorter_budget(capsys):
