@@ -254,6 +254,7 @@ def needed() -> list[Cell]:
         *at_rate(without_recipes(0.5, "resnet50_imagenette", "short", (0,), given=True)[:2], 0.01),  # as HRank
         *at_rate(without_recipes(0.3, "resnet50_imagenette", "short", (0,), given=True)[:2], 0.01),
         *finetuned_more(board("resnet50_imagenette", "short", "network_slimming/macs50", (0,), given=True)),
+        *at_rate(board("resnet50_imagenette", "short", "gal/macs50 network_slimming/macs50", (0,), given=True), 0.01),
         *board("vgg16_cifar10", "short", f"{TAB4} hrank/oneshot random_filter/hrank hrank", (0, 1), given=True),
         *board("resnet56_cifar100", "short", REPDISTILLER, (0,)),
         *board("resnet56_cifar100", "paper", f"{RESNET56} {REPDISTILLER} l1_filter/weight_sum hrank"),
