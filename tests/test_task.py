@@ -308,6 +308,19 @@ def test_what_is_hopeless_on_two_images_is_not_measured_on_a_batch(monkeypatch, 
     assert chosen == (("bf16", False) if batches == 4 else ("fp32", True))
 
 
+@pytest.mark.parametrize(("seconds", "steps"), [(10.0, 3), (10.1, 1)], ids=["at the limit", "long"])
+def test_a_long_step_is_not_repeated(monkeypatch, seconds, steps):
+    began = []
+
+    def clock():
+        began.append(0)
+        return len(began) // 2 * seconds
+
+    monkeypatch.setattr(tasks.time, "perf_counter", clock)
+    took = tasks._step_seconds(Engine(), net(), torch.randn(2, 3, 16, 16), torch.zeros(2, dtype=torch.long))
+    assert took == pytest.approx(seconds) and len(began) == 2 * steps
+
+
 def test_estimate_and_the_shorter_budget(capsys):
     from baselines.progress import MEASURED, Progress
 
