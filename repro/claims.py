@@ -17,6 +17,7 @@ from repro.verdict import confidence, settings
 COSTS = ("params", "macs", "bytes")
 SAME_COST = 0.05  # share by which costs that count as equal may differ
 CHANCE = 2.0  # times the accuracy of a guess up to which a net counts as one that guesses
+RATES = ("finetune_lr", "lr")  # the settings that are the learning rate of retraining: the first that a method has
 NOTHING = 1.0  # percent below which it does so whatever the number of classes: a few images
 NONE = "–"
 CLAIMS = ("#", "method", "claim", "source", "checked", "result")
@@ -31,6 +32,9 @@ leaderboard` from the claims in the files of the methods and from `records/`; al
   given, the same dense net, at equal values of what is named under **at equal**: settings, or params, MACs or bytes
   that differ by no more than {100 * SAME_COST:.0f} %. Where runs train their dense nets, a board says if those of one
   seed differ.
+* After retraining, rows of the same learning rate are compared, and rows of different ones only where there is no such
+  other row; the verdict then names the rates. Right after compression, nets that stand in several rows because only
+  their retraining differs are compared once.
 * **difference**: mean top-1 of the first row minus that of the second, in points, with its 95 % interval: Welch's
   t interval over the seeds; where one side has a single seed, Student's with the deviation of the other. Where both
   have ("one seed each"), or the other has no deviation ("no interval"), the two figures are compared as they are.
@@ -88,7 +92,7 @@ def evaluate(boards: Boards, records: Iterable[Record], methods: Mapping[str, ty
     every = [(name, claim) for name in sorted(methods) for claim in methods[name].claims]
     for number, (name, claim) in enumerate(every, 1):
         cases = [_Case(number, name, claim, b, by_id, methods) for b in boards.boards if _looked_at(claim, b)]
-        own = [comparison for case in cases for comparison in _on(case)]
+        own = [comparison for case in cases for comparison in _once(list(_on(case)), case)]
         if not any(comparison.rows for comparison in own):  # one line is enough where no board says anything
             notes = dict.fromkeys(comparison.note for comparison in own)
             own = [Comparison(number, name, claim, "untested", "; ".join(notes) or f"no run of {_label(claim.better)}")]
@@ -120,7 +124,8 @@ def _others(row: dict, than: Select | None, case: _Case) -> list[dict]:
     if than is None:
         return [other for other in others if row["_first"].parent in other["ids"].split()]
     others = [other for other in others if _chosen(other, than, case) and other["_first"].parent is None]
-    return [other for other in others if _comparable(row, other) and _equal(row, other, case)]
+    others = [other for other in others if _comparable(row, other) and _equal(row, other, case)]
+    return [other for other in others if not _rates(row, other, case)] or others
 
 
 def _chosen(row: dict, select: Select, case: _Case) -> bool:
@@ -154,6 +159,30 @@ def _equal(one: dict, other: dict, case: _Case) -> bool:
     return same and (not at or any(pair[0] for pair in pairs.values()))
 
 
+def _rates(row: dict, other: dict, case: _Case) -> tuple[float, ...]:
+    """The two learning rates of retraining, where what is measured comes after it and they differ."""
+    if case.claim.measure != "top1" or row["budget"] == "zero":
+        return ()
+    known = [_settings(side, case) for side in (row, other)]
+    rates = tuple(next((of[name] for name in RATES if of.get(name)), None) for of in known)
+    return rates if None not in rates and rates[0] != rates[1] else ()
+
+
+def _once(found: list[Comparison], case: _Case) -> list[Comparison]:
+    """The comparisons, but right after compression only those whose nets are not all in another one too."""
+    if case.claim.measure == "top1":
+        return found
+    nets = [frozenset(net for side, row in enumerate(one.rows) for net in _nets(side, row, case)) for one in found]
+    again = [own in nets[:at] or any(own < other for other in nets) for at, own in enumerate(nets)]
+    return [one for one, known in zip(found, again, strict=True) if not (one.rows and known)]
+
+
+def _nets(side: int, row: dict, case: _Case) -> list[tuple]:
+    """What tells the nets of one side of a comparison apart right after compression."""
+    measured = [(record, record.compressed, value) for record, value in _measured(row, case)]
+    return [(side, record.method, record.seed, net.params, net.macs, value) for record, net, value in measured]
+
+
 def _at(row: dict, name: str, case: _Case) -> Any:
     return row[name] if name in COSTS else _settings(row, case).get(name) or None
 
@@ -164,11 +193,16 @@ def _same_cost(one: float | None, other: float | None) -> bool:
 
 def _values(row: dict, case: _Case) -> list[float]:
     """The accuracies in percent of those seeds of a row that ended well."""
+    return [value for _, value in _measured(row, case)]
+
+
+def _measured(row: dict, case: _Case) -> list[tuple[Record, float]]:
+    """Those records of a row that ended well, each with its accuracy in percent, where it has it."""
     ok = [record for name in row["ids"].split() if (record := case.by_id[name]).status == "ok"]
     if case.claim.measure == "top1" or row["budget"] == "zero":
-        return [getattr(record.compressed, case.board.metric) for record in ok]
-    values = [(record.after_compression or {}).get(case.board.metric) for record in ok]
-    return [value for value in values if value is not None]
+        return [(record, getattr(record.compressed, case.board.metric)) for record in ok]
+    values = [(record, (record.after_compression or {}).get(case.board.metric)) for record in ok]
+    return [(record, value) for record, value in values if value is not None]
 
 
 def _compared(row: dict, other: dict, case: _Case) -> Comparison:
@@ -176,6 +210,8 @@ def _compared(row: dict, other: dict, case: _Case) -> Comparison:
     half, layers = confidence(*values), row["_first"].layers
     guess = 100 / layers[-1]["dense"][0] if layers and layers[-1]["dense"] else 0.0
     notes = [] if half is not None else ["one seed each" if max(map(len, values)) == 1 else "no interval"]
+    if case.claim.than and (rates := _rates(row, other, case)):
+        notes.append("learning rates {:g} and {:g}".format(*rates))
     notes += ["stale"] if row["stale"] or other["stale"] else []
     guessed = max(map(fmean, values)) < max(CHANCE * guess, NOTHING)
     said = "near chance" if guessed else judged(fmean(values[0]) - fmean(values[1]), half, case.claim.margin)

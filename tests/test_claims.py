@@ -193,6 +193,41 @@ def test_right_after_compression_is_before_retraining_and_all_there_is_at_budget
     assert verdicts([*seeds(92.0, after_compression=None), *lot(91.0)], claim) == ["untested (no run of fake)"]
 
 
+RATE = {"ratio": 0.5, "lr": 0.01}
+SLOW = {"ratio": 0.5, "lr": 0.001}
+
+
+def test_nets_that_only_their_retraining_tells_apart_are_compared_once_right_after_compression():
+    claim = replace(BETTER, measure="after_compression")
+    ours = seeds(92.0, 93.0, hyperparameters=RATE, after_compression={"top1": 40.0})
+    ours += seeds(91.0, hyperparameters=SLOW, after_compression={"top1": 40.0})
+    theirs = lot(91.0, hyperparameters=RATE, after_compression={"top1": 30.0})
+    theirs += lot(90.0, hyperparameters=SLOW, after_compression={"top1": 30.0})
+    (one,) = said([*ours, *theirs], claim)
+    assert one.values == ([40.0, 40.0], [30.0])  # the two seeds of which the other row has one
+
+    other = seeds(91.0, hyperparameters=SLOW, after_compression={"top1": 41.0})
+    assert len(said([*ours[:2], *other, *theirs], claim)) == 2
+    pruned = seeds(91.0, hyperparameters=SLOW, after_compression={"top1": 40.0}, compressed=measured(91.0, macs=39_000))
+    assert len(said([*ours[:2], *pruned, *theirs], claim)) == 2
+    assert len(said([*ours, *theirs])) == 2
+
+
+def test_rows_of_one_learning_rate_are_compared_and_others_only_where_there_are_none():
+    ours = [*seeds(92.0, hyperparameters=RATE), *seeds(90.0, hyperparameters=SLOW)]
+    slow, fast = lot(91.0, hyperparameters=SLOW), lot(93.0, hyperparameters=RATE)
+    assert {one.difference for one in said([*ours, *slow, *fast])} == {-1.0}
+    assert verdicts([*ours[:1], *slow]) == ["holds (one seed each, learning rates 0.01 and 0.001)"]
+    assert verdicts([*ours[1:], *slow]) == ["fails (one seed each)"]
+
+    split = {"finetune_lr": 0.001, "lr": 0.01, "ratio": 0.5}
+    assert verdicts([*seeds(92.0, hyperparameters=split), *slow]) == ["holds (one seed each)"]
+    assert verdicts([*ours[:1], *lot(91.0)]) == ["holds (one seed each)"]  # a net that is not trained has no rate
+
+    zero = [*seeds(92.0, hyperparameters=RATE, budget="zero"), *lot(91.0, hyperparameters=SLOW, budget="zero")]
+    assert verdicts(zero) == ["holds (one seed each)"]
+
+
 def test_without_another_side_a_run_is_compared_with_the_one_it_started_from():
     claim = replace(BETTER, better=Select("fake"), than=(), at=(), margin=0.5)
     parents = [*lot(92.0, 92.2), *lot(99.0, hyperparameters={"ratio": 0.9})]
