@@ -233,6 +233,7 @@ def needed() -> list[Cell]:
         *half("resnet56_cifar10", (0, 1), given=True),
         *board("resnet56_cifar10", "short", "apoz entropy network_slimming thinet gal", (0, 1), given=True),
         *at_rate(board("resnet56_cifar10", "short", f"{LOW_RATE} ghostnet", (0,), given=True), 0.01),
+        *at_rate(board("resnet56_cifar10", "short", "gal", (1,), given=True), 0.01),  # the seed with a block removed
         *board("vgg16_mnist5k", "short", f"{SEARCH} {BITS}"),
         *trained_anew(board("vgg16_mnist5k", "short", "thinet/macs50 network_slimming/macs50")),
         *as_sparse_as(board("vgg16_mnist5k", "short", "han_pruning amc/fine_grained")),
