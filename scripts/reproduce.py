@@ -231,6 +231,8 @@ def needed() -> list[Cell]:
         *widths_of(board("vgg16_mnist5k", "short", "thinet channel_pruning network_slimming entropy gal apoz")),
         *at_rate(board("vgg16_mnist5k", "short", "entropy thinet gal apoz apoz/macs50"), 0.01),
         *half("resnet56_cifar10", (0, 1), given=True),
+        *at_rate(without_recipes(0.5, "resnet56_cifar10", "short", (0, 1), given=True)[:2], 0.01),  # as HRank
+        *at_rate([c for s in (0.5, 0.735) for c in without_recipes(s, "vgg16_mnist5k", "short")[:2]], 0.01),
         *board("resnet56_cifar10", "short", "apoz entropy network_slimming thinet gal", (0, 1), given=True),
         *at_rate(board("resnet56_cifar10", "short", f"{LOW_RATE} ghostnet", (0,), given=True), 0.01),
         *at_rate(board("resnet56_cifar10", "short", "gal", (1,), given=True), 0.01),  # the seed with a block removed
