@@ -441,7 +441,8 @@ def test_the_exit_status_says_whether_a_run_failed(tmp_path, monkeypatch, capsys
 def test_the_matrix_can_be_listed(capsys):
     assert reproduce.main(["--list", "--only", "l1_filter", "vgg16_mnist5k", "--results", "/nowhere"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    tables = ("l1_filter vgg16_mnist5k", *(f"l1_filter macs_reduction={s} vgg16_mnist5k" for s in (0.5, 0.735)))
+    asked = ("", *(f" macs_reduction={s}" for s in ("0.5", "0.5 lr=0.01", "0.735 lr=0.01", "0.735")))
+    tables = [f"l1_filter{settings} vgg16_mnist5k" for settings in asked]
     points = [f"l1_filter macs_reduction={share} vgg16_mnist5k" for share in (0.3, 0.7)]
     expected = [
         f"missing   {name} short seed {seed}  about 15.0 min"
@@ -449,7 +450,7 @@ def test_the_matrix_can_be_listed(capsys):
         for seed in range(3)
         for name in named
     ]
-    totals = [f"{board}: 15 of 15 runs to do, about 3.8 h" for board in ("vgg16_mnist5k short", "in all")]
+    totals = [f"{board}: 21 of 21 runs to do, about 5.2 h" for board in ("vgg16_mnist5k short", "in all")]
     assert lines == expected + totals
 
 
