@@ -160,8 +160,8 @@ def _equal(one: dict, other: dict, case: _Case) -> bool:
 
 
 def _rates(row: dict, other: dict, case: _Case) -> tuple[float, ...]:
-    """The two learning rates of retraining, where what is measured comes after it and they differ."""
-    if case.claim.measure != "top1" or row["budget"] == "zero":
+    """The two learning rates of retraining, where two methods are compared after it and they differ."""
+    if not case.claim.than or case.claim.measure != "top1" or row["budget"] == "zero":
         return ()
     known = [_settings(side, case) for side in (row, other)]
     rates = tuple(next((of[name] for name in RATES if of.get(name)), None) for of in known)
@@ -210,7 +210,7 @@ def _compared(row: dict, other: dict, case: _Case) -> Comparison:
     half, layers = confidence(*values), row["_first"].layers
     guess = 100 / layers[-1]["dense"][0] if layers and layers[-1]["dense"] else 0.0
     notes = [] if half is not None else ["one seed each" if max(map(len, values)) == 1 else "no interval"]
-    if case.claim.than and (rates := _rates(row, other, case)):
+    if rates := _rates(row, other, case):
         notes.append("learning rates {:g} and {:g}".format(*rates))
     notes += ["stale"] if row["stale"] or other["stale"] else []
     guessed = max(map(fmean, values)) < max(CHANCE * guess, NOTHING)

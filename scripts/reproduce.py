@@ -159,6 +159,12 @@ def at_rate(cells: Iterable[Cell], rate: float) -> list[Cell]:
     return [replace(c, settings={**c.settings, "finetune_lr" if c.method == "gal" else "lr": rate}) for c in cells]
 
 
+def as_hrank(shares: Iterable[float], baseline: str, seeds: tuple[int, ...], given: bool = False) -> list[Cell]:
+    """The controls of HRank at these shares of the MACs, fine-tuned at its learning rate."""
+    cells = [cell for share in shares for cell in without_recipes(share, baseline, "short", seeds, given)]
+    return at_rate([cell for cell in cells if cell.method != "hrank"], 0.01)
+
+
 def finetuned_more(cells: Iterable[Cell]) -> list[Cell]:
     """Network slimming's 60 epochs before the cut and 5 after it changed over, and a tenth of GAL's before it.
 
@@ -231,8 +237,8 @@ def needed() -> list[Cell]:
         *widths_of(board("vgg16_mnist5k", "short", "thinet channel_pruning network_slimming entropy gal apoz")),
         *at_rate(board("vgg16_mnist5k", "short", "entropy thinet gal apoz apoz/macs50"), 0.01),
         *half("resnet56_cifar10", (0, 1), given=True),
-        *at_rate(without_recipes(0.5, "resnet56_cifar10", "short", (0, 1), given=True)[:2], 0.01),  # as HRank
-        *at_rate([c for s in (0.5, 0.735) for c in without_recipes(s, "vgg16_mnist5k", "short")[:2]], 0.01),
+        *as_hrank((0.5,), "resnet56_cifar10", (0, 1), given=True),
+        *as_hrank((0.5, 0.735), "vgg16_mnist5k", (0, 1, 2)),
         *board("resnet56_cifar10", "short", "apoz entropy network_slimming thinet gal", (0, 1), given=True),
         *at_rate(board("resnet56_cifar10", "short", f"{LOW_RATE} ghostnet", (0,), given=True), 0.01),
         *at_rate(board("resnet56_cifar10", "short", "gal", (1,), given=True), 0.01),  # the seed with a block removed
@@ -259,8 +265,7 @@ def needed() -> list[Cell]:
         *board("resnet50_imagenette", "short", "dense", (0,), given=True),
         *half("resnet50_imagenette", (0,), given=True),
         *at_macs(30, "resnet50_imagenette", "short", (0,), given=True),
-        *at_rate(without_recipes(0.5, "resnet50_imagenette", "short", (0,), given=True)[:2], 0.01),  # as HRank
-        *at_rate(without_recipes(0.3, "resnet50_imagenette", "short", (0,), given=True)[:2], 0.01),
+        *as_hrank((0.5, 0.3), "resnet50_imagenette", (0,), given=True),
         *finetuned_more(board("resnet50_imagenette", "short", "network_slimming/macs50", (0,), given=True)),
         *at_rate(board("resnet50_imagenette", "short", LATE, (0,), given=True), 0.01),
         *at_rate(finetuned_more(board("resnet50_imagenette", "short", LATE, (0,), given=True)), 0.01),
