@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from baselines.base import BUDGETS, Baseline
 from methods.base import Method, Reported
-from repro.record import MAX_COUNT, Measurement, Record, canonical, plain, stale_ids
+from repro.record import ACCURACIES, MAX_COUNT, Measurement, Record, canonical, plain, stale_ids
 from repro.registry import ROOT
 from repro.verdict import (
     cell,
@@ -233,10 +233,12 @@ def _accuracies(ok: list[Record], metric: str) -> dict[str, float | None]:
     dense = [getattr(r.dense, metric) for r in ok]
     found = {"delta": mean(deltas), "delta_std": _std(deltas), "delta_ci95": mean([confidence(deltas)])}
     found |= {"dense": mean(dense), "dense_std": _std(dense)}
-    for name in ("top1", "top5", "subset_top1"):
+    for name in ACCURACIES:
         values = [getattr(r.compressed, name) for r in ok]
         found |= {name: mean(values), f"{name}_std": _std(values)}
-    return found | {"after_compression": mean((r.after_compression or {}).get(metric) for r in ok)}
+    for name in ("top1", "subset_top1"):
+        found[f"{name}_after_compression"] = mean((r.after_compression or {}).get(name) for r in ok)
+    return found
 
 
 def _sizes(group: list[Record]) -> dict[str, float | int | None]:

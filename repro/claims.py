@@ -11,7 +11,7 @@ from typing import Any
 
 from methods.base import Claim, Method, Select
 from repro.boards import Board, Boards
-from repro.record import Record, plain
+from repro.record import ACCURACIES, Record, plain
 from repro.verdict import confidence, settings
 
 COSTS = ("params", "macs", "bytes")
@@ -35,7 +35,7 @@ leaderboard` from the claims in the files of the methods and from `records/`; al
 * After retraining, rows of the same learning rate are compared, and rows of different ones only where there is no such
   other row; the verdict then names the rates. Right after compression, nets that stand in several rows because only
   their retraining differs are compared once.
-* **difference**: mean top-1 of the first row minus that of the second, in points, with its 95 % interval: Welch's
+* **difference**: mean accuracy of the first row minus that of the second, in points, with its 95 % interval: Welch's
   t interval over the seeds; where one side has a single seed, Student's with the deviation of the other. Where both
   have ("one seed each"), or the other has no deviation ("no interval"), the two figures are compared as they are.
 * **holds**: the interval lies above minus the margin, the points that "no loss" may still lose (0: it has to be
@@ -311,12 +311,17 @@ def _reductions(one: Comparison) -> str:
     return " / ".join(NONE if share is None else f"{100 * share:z.1f} %" for share in shares) or NONE
 
 
+def _accuracy(one: Comparison) -> str:
+    metric = ACCURACIES[one.board.metric if one.board else "top1"]
+    return metric if one.claim.measure == "top1" else f"{metric} after compression"
+
+
 CELLS = {
     "#": lambda one: str(one.number),
     "method": lambda one: one.method,
     "baseline": lambda one: one.board.title.partition(", budget ")[0] if one.board else NONE,
     "budget": lambda one: one.board.rows[0]["budget"] if one.board else NONE,
-    "accuracy": lambda one: one.claim.measure.replace("_", " ").replace("top1", "top-1"),
+    "accuracy": _accuracy,
     "first row, % (n seeds)": lambda one: _side(one, 0),
     "second row, % (n seeds)": lambda one: _side(one, 1),
     "MACs reductions": _reductions,

@@ -9,7 +9,7 @@ from pathlib import Path
 from repro import surveys
 from repro.boards import NOT_RUN, Board, Boards, build, remark
 from repro.figures import curves, drawable, search_figure
-from repro.record import replace
+from repro.record import ACCURACIES, replace
 from repro.survey_tables import Survey
 from repro.verdict import CLOSE, REPRODUCED
 
@@ -119,13 +119,16 @@ def _status(row: dict) -> str:
 def columns(board: Board) -> dict[str, Callable[[dict], str]]:
     """The titles of a board's columns, and how their cells are written."""
     subset = any(row["subset_top1"] is not None for row in board.rows)
-    top1, among = f"top-1 ({board.head})" if subset else "top-1", "top-1 among the subset's classes"
+    titles = {"top1": f"top-1 ({board.head})" if subset else "top-1"}
+    top1 = titles["top1"]
     accuracy: dict[str, Callable[[dict], str]] = {top1: lambda r: _pm(r, "top1") if r["n"] else "diverged"}
     if subset:
+        among = titles["subset_top1"] = ACCURACIES["subset_top1"]
         accuracy[among] = lambda r: _pm(r, "subset_top1")
-    accuracy[f"Δ {among if board.metric == 'subset_top1' else top1}"] = lambda r: _pm(r, "delta")
+    accuracy[f"Δ {titles[board.metric]}"] = lambda r: _pm(r, "delta")
     if board.rows[0]["budget"] != "zero":
-        accuracy["after compression"] = _as("after_compression", "{:.2f}")
+        for name, title in titles.items():
+            accuracy[f"{title} after compression"] = _as(f"{name}_after_compression", "{:.2f}")
     if board.top5:
         accuracy[f"top-5{top1[5:]}"] = lambda r: _pm(r, "top5")
     return {

@@ -26,6 +26,7 @@ from baselines.errors import UserError
 from baselines.faults import whole_file
 
 SCHEMA_VERSION = 2
+ACCURACIES = {"top1": "top-1", "top5": "top-5", "subset_top1": "top-1 among the subset's classes"}
 MAX_COUNT = 10**18
 MAX_BYTES = 1 << 24  # of a record's file; the largest that a run wrote takes a hundredth
 DEEPEST = 32  # levels of lists and objects within a field
@@ -409,8 +410,8 @@ def _tame(value: Any, levels: int = DEEPEST) -> bool:
 
 
 def _accuracies(value: Any) -> bool:
-    keys = {"top1", "top5", "subset_top1"}
-    return value is None or (isinstance(value, dict) and value.keys() <= keys and all(map(_percent, value.values())))
+    known = isinstance(value, dict) and value.keys() <= ACCURACIES.keys()
+    return value is None or (known and all(map(_percent, value.values())))
 
 
 Rule = tuple[Callable[[Any], bool], str]

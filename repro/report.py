@@ -13,7 +13,7 @@ from baselines.errors import UserError
 from repro import registry
 from repro.boards import Search, build, search_of
 from repro.counting import Counts, of_costs
-from repro.record import Measurement, Record, canonical, is_stale, load, pick, replace
+from repro.record import ACCURACIES, Measurement, Record, canonical, is_stale, load, pick, replace
 from repro.verdict import CLOSE, REPRODUCED, counts, delta, deviation_texts, structure, verdict
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ RULES = {
     "nonzero": "weights that are zero count nowhere",
     "hrank_out_only": "filters that are removed or all zero count, the inputs that the next layer lost do not",
 }
-ACCURACIES = {"top1": "top-1", "top5": "top-5", "subset_top1": "top-1 among the subset's classes"}
 SIZES = {
     "params": "parameters",
     "nonzero": "nonzero parameters",

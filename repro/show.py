@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import baselines.base
 from repro import registry
+from repro.record import ACCURACIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -68,7 +69,7 @@ def _measured(record: Record) -> Table:
     """Accuracy and size of the dense and of the compressed net."""
     nets = [record.dense] if record.kind == "train" else [record.dense, record.compressed]
     table = _table("", *((name, "right") for name in ("dense", "compressed", "change")[: 2 * len(nets) - 1]))
-    for name, label in (("top1", "top-1"), ("top5", "top-5"), ("subset_top1", "top-1 among the subset's classes")):
+    for name, label in ACCURACIES.items():
         values = [getattr(net, name) for net in nets]
         if all(value is not None for value in values):
             change = [f"{values[-1] - values[0]:+.2f}"] if len(nets) > 1 else []

@@ -21,14 +21,13 @@ from baselines.errors import UserError
 from repro import registry
 from repro.config import ALLOWED, BaselineOptions, DeviceOptions, ResultsOptions, RunConfig
 from repro.ground import Ground, dense_net, given_net, prepare
-from repro.record import Record, is_stale, load_all, pick, plain
+from repro.record import ACCURACIES, Record, is_stale, load_all, pick, plain
 
 if TYPE_CHECKING:
     from methods.base import Method
 
 POINTS = 1.0  # percentage points
 SHARE = 0.01
-ACCURACIES = ("top1", "top5", "subset_top1")
 MOST_THREADS = 1024
 NOT_COMPARED = ("latency", "provenance")
 PLACE = ("device", "packages", "python", "threads", "processes", "precision", "channels_last")
@@ -200,6 +199,6 @@ def _far(one: dict[str, Any], two: dict[str, Any]) -> Iterator[tuple[str, Any, A
         pairs |= {f"{net}.{key}": (one[net][key], two[net][key]) for key in one[net]}
     for name, (a, b) in pairs.items():
         numbers = all(isinstance(value, (int, float)) for value in (a, b))
-        allowed = POINTS if name.endswith(ACCURACIES) else SHARE * abs(a) if numbers else 0
+        allowed = POINTS if name.endswith(tuple(ACCURACIES)) else SHARE * abs(a) if numbers else 0
         if (abs(a - b) > allowed) if numbers else a != b:
             yield name, a, b

@@ -14,6 +14,7 @@ from test_records import measured
 
 from methods.base import Claim, Select
 from repro import claims, leaderboard, registry
+from repro.claims import CELLS
 
 BETTER = Claim("Fakes are better.", "Table 1", Select("fake"), (Select("random_filter"),), ("ratio",))
 TEN = [{"name": "classifier", "dense": [10, 512], "compressed": [10, 512]}]
@@ -191,6 +192,20 @@ def test_right_after_compression_is_before_retraining_and_all_there_is_at_budget
     found = said([*short, *zero], claim)
     assert [(one.board.rows[0]["budget"], one.difference) for one in found] == [("zero", 10.0), ("short", -10.0)]
     assert verdicts([*seeds(92.0, after_compression=None), *lot(91.0)], claim) == ["untested (no run of fake)"]
+
+
+def test_a_comparison_names_its_accuracy():
+    def nets(top1, among, **changes):
+        dense = replace(measured(66.0), subset_top1=98.0)
+        return seeds(top1, dense=dense, compressed=replace(measured(top1), subset_top1=among), **changes)
+
+    after = {"after_compression": {"top1": 70.0, "subset_top1": 90.0}}
+    few = [*nets(60.0, 95.0, **after), *nets(50.0, 96.0, method="random_filter", **after)]
+    pruned = replace(BETTER, measure="after_compression")
+    found = [*said(few), *said(few, pruned), *said([*seeds(92.0), *lot(91.0)])]
+    among = "top-1 among the subset's classes"
+    assert [CELLS["accuracy"](one) for one in found] == [among, f"{among} after compression", "top-1"]
+    assert found[0].difference == -1.0
 
 
 RATE = {"ratio": 0.5, "lr": 0.01}
