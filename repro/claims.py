@@ -313,7 +313,7 @@ def _reductions(one: Comparison) -> str:
 
 def _accuracy(one: Comparison) -> str:
     metric = ACCURACIES[one.board.metric if one.board else "top1"]
-    return metric if one.claim.measure == "top1" else f"{metric} after compression"
+    return metric if one.claim.measure == "top1" else f"after compression, {metric}"
 
 
 CELLS = {

@@ -128,7 +128,7 @@ def columns(board: Board) -> dict[str, Callable[[dict], str]]:
     accuracy[f"Δ {titles[board.metric]}"] = lambda r: _pm(r, "delta")
     if board.rows[0]["budget"] != "zero":
         for name, title in titles.items():
-            accuracy[f"{title} after compression"] = _as(f"{name}_after_compression", "{:.2f}")
+            accuracy[f"after compression, {title}"] = _as(f"{name}_after_compression", "{:.2f}")
     if board.top5:
         accuracy[f"top-5{top1[5:]}"] = lambda r: _pm(r, "top5")
     return {

@@ -208,9 +208,9 @@ def test_reductions_are_physical_and_the_size_ratio_is_of_measured_bytes():
 
 
 def test_after_compression_stands_beside_after_retraining_except_without_training():
-    assert table([a_run()])[1]["top-1 after compression"] == "41.50"
+    assert table([a_run()])[1]["after compression, top-1"] == "41.50"
     several = [a_run(after_compression=None), a_run(method="other")]
-    assert [line["top-1 after compression"] for line in table(several)[1:]] == ["–", "41.50"]
+    assert [line["after compression, top-1"] for line in table(several)[1:]] == ["–", "41.50"]
     assert not [title for title in table([a_run(budget="zero")])[1] if "after compression" in title]
 
 
@@ -277,8 +277,8 @@ def test_both_accuracies_of_a_subset_are_shown_with_their_names():
     assert table([run(20.0, 85.0, budget="zero")])[1]["Δ top-1 (1000-way)"] == "-46.00"
     assert "top-5 (1000-way)" not in line
     after = table([run(20.0, 85.0, after_compression={"top1": 15.0, "subset_top1": 80.0})])[1]
-    assert after["top-1 (1000-way) after compression"] == "15.00"
-    assert after["top-1 among the subset's classes after compression"] == "80.00"
+    assert after["after compression, top-1 (1000-way)"] == "15.00"
+    assert after["after compression, top-1 among the subset's classes"] == "80.00"
     mixed = [run(20.0, 85.0), a_run(30.0, baseline="resnet50_imagenette", method="other")]
     assert only(mixed).metric == "top1"
 
