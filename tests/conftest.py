@@ -8,6 +8,8 @@ import tempfile
 import pytest
 import torch
 
+LONGEST = ["test_resume", "test_sweeps", "test_structures", "test_contract", "test_parallel", "test_faults", "test_amc"]
+
 
 def pytest_configure(config):
     """A temporary cache and one thread, also for the processes that tests start."""
@@ -20,6 +22,11 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     """Remove the cache."""
     shutil.rmtree(config.repro_cache, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first: the last one to end is a short one."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True)

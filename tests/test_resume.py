@@ -5,7 +5,9 @@ import os
 import random
 import shutil
 import signal
+import sys
 from dataclasses import replace
+from multiprocessing import forkserver
 
 import pytest
 import torch
@@ -74,7 +76,10 @@ def work(cfg, moment, diary):
 def start():
     """A function that does ``work`` in a child of a server which has done the imports; the exit code."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_resume", "torch._dynamo", "onnxscript", "onnxruntime"])
+    context.set_forkserver_preload([__name__, "torch._dynamo", "torch_pruning", "onnx", "onnxruntime"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # some versions of Python give it no other path
+        forkserver.ensure_running()
 
     def go(*words):
         child = context.Process(target=work, args=words)

@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -112,9 +115,22 @@ def _quiet(model: nn.Module) -> Iterator[None]:
             param.requires_grad_(name not in frozen)
 
 
+@functools.cache
+def _torch_pruning() -> ModuleType:
+    """torch-pruning without timm, which loads for longer than torch: only its FLOP counter, unused here, needs it."""
+    loaded = "timm" in sys.modules
+    if not loaded:
+        sys.modules["timm"] = None  # torch-pruning does without what cannot be imported
+    try:
+        return importlib.import_module("torch_pruning")
+    finally:
+        if not loaded:
+            del sys.modules["timm"]
+
+
 def _inspect(model: nn.Module, example: torch.Tensor, linear: bool) -> tuple[object, dict[str, Layer]]:
     """torch-pruning's graph of ``model`` and the layers read from it."""
-    import torch_pruning as tp
+    tp = _torch_pruning()
 
     modules = dict(model.named_modules())
     kinds = (nn.Conv2d, nn.Linear) if linear else nn.Conv2d
@@ -172,7 +188,7 @@ def _own_bn(graph: object, layer: nn.Module, names: Mapping[nn.Module, str]) -> 
 
 def _dependent(graph: object, layer: nn.Module, filters: list[int]) -> Sequence:
     """torch-pruning's group of all that goes with these filters (or neurons) of ``layer``."""
-    import torch_pruning as tp
+    tp = _torch_pruning()
 
     prune = tp.prune_linear_out_channels if isinstance(layer, nn.Linear) else tp.prune_conv_out_channels
     return graph.get_pruning_group(layer, prune, filters)
@@ -180,7 +196,7 @@ def _dependent(graph: object, layer: nn.Module, filters: list[int]) -> Sequence:
 
 def _group(graph: object, layer: nn.Module, names: Mapping[nn.Module, str]) -> tuple[list, list, list, bool]:
     """What depends on the first filter of ``layer``: (members, carriers, readers, True if it must not be pruned)."""
-    import torch_pruning as tp
+    tp = _torch_pruning()
 
     kind = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
     members, carriers, readers, fixed = [], [], [], False
