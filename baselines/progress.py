@@ -19,7 +19,7 @@ class Progress:
     """Counts the steps of one ``compress`` over all its train calls."""
 
     def __init__(self) -> None:
-        self.total, self.done, self.images = 0, 0, 0
+        self.total, self.done, self.here, self.images = 0, 0, 0, 0  # here: steps of this process
         self.began = self.shown = 0.0
         self.bar = None
 
@@ -27,13 +27,18 @@ class Progress:
         """The number of steps of all train calls together."""
         self.total = max(self.total, steps)
 
+    def resume(self, steps: int) -> None:
+        """So many steps were done in an earlier process."""
+        self.done = steps
+
     def step(self, task: Task, loss: torch.Tensor, images: int) -> None:
         """One step is done; the loss is read from the device only when a line is due."""
         now = time.perf_counter()
-        if self.done == 0:
+        if self.here == 0:
             self.began = self.shown = now
+        self.here += 1
         self.done += 1
-        if self.done == MEASURED:
+        if self.here == MEASURED:
             self._estimate(task, (now - self.began) / (MEASURED - 1), images)
         self.images += images
         if self.bar is not None:

@@ -586,7 +586,9 @@ class Journal:
             raise UserError(
                 f"{path} was kept by other code and does not fit this run: delete {path.parent} and start again."
             ) from error
-        return path == self.whole
+        finished = path == self.whole
+        self.task._progress.resume(self.task.meter.steps + (0 if finished else self.fit.done))
+        return finished
 
     def _unpack(self, kept: dict[str, Any]) -> None:
         """Put everything back to what ``_pack`` kept."""

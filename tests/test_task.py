@@ -331,3 +331,29 @@ def test_estimate_and_the_shorter_budget(capsys):
         progress.step(t, torch.tensor(1.0), 32)
     said = capsys.readouterr().out
     assert "left (" in said and "images/s" in said and "budget=short would take about" in said
+
+
+def test_a_resumed_training_counts_on_and_estimates_what_is_left(monkeypatch, tmp_path):
+    """Two calls of 16 and 32 steps, kept behind step 8 of the second one."""
+    from baselines.progress import MEASURED, Progress
+
+    seen, left = [], []
+    monkeypatch.setattr(tasks.Journal, "SECONDS", -1.0)
+    monkeypatch.setattr(Progress, "_estimate", lambda self, *_: left.append(self.total - self.done))
+
+    def method(t, stop=None):
+        for epochs in (2, 4):
+
+            def after_step(number, epochs=epochs):
+                seen.append((t._progress.done, t._progress.total))
+                if (epochs, number) == (4, stop):
+                    raise KeyboardInterrupt
+
+            t.train(net(), epochs, of=6, after_step=after_step)
+
+    with pytest.raises(KeyboardInterrupt):
+        method(task(journal=tmp_path), 12)
+    assert seen == [(n, 48) for n in range(29)] and left == [48 - MEASURED]
+    seen.clear()
+    method(task(journal=tmp_path))
+    assert seen == [(n, 48) for n in range(24, 48)] and left[1:] == [24 - MEASURED]
