@@ -188,10 +188,10 @@ def compose(words: Sequence[str], work: Callable[[RunConfig], None], without: Se
 
     words, sweep = config.quoted(words), bool(set(words) & set(SWEEP))
     overrides = _overrides(words)
-    config.check(overrides, sweep, without)
+    methods = config.check(overrides, sweep, without)
     if sweep:
         _check_slurm(words)
-    config.register()
+    config.register(methods)
     job = Job(work, sweep)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to here, and told in one sentence
     import hydra

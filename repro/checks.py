@@ -252,7 +252,7 @@ def _composed(entry: Entry, key: str) -> Method:
 
     node = ConfigStore.instance().repo.get("method", {}).get(f"{entry.name}.yaml")
     if node is None or OmegaConf.get_type(node.node) is not entry.cls:
-        config.register()
+        config.register([entry.name])
     name = f"{entry.name}-{key.replace('/', '-')}" if key else config.NO_RECIPE
     words = [f"method={entry.name}", f"baseline={key.split('/')[0] or TINY[0]}", f"recipe={name}"]
     with initialize(version_base="1.3", config_path=None):

@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -127,10 +127,16 @@ def default_cache() -> Path:
     return Path(os.environ.get("REPRO_CACHE") or Path.home() / ".cache" / "repro-compression")
 
 
-def register() -> None:
-    """Fill Hydra's ConfigStore with the baselines, methods and recipes there are now."""
+def register(methods: Collection[str] = ()) -> None:
+    """Fill Hydra's ConfigStore with the baselines and with methods and their recipes.
+
+    All methods, or ``methods`` and the default, with which Hydra begins a sweep. Hydra copies the whole store for every
+    configuration it makes, so that each one takes time.
+    """
     from hydra.core.config_store import ConfigStore
 
+    wanted = (*methods, DEFAULTS["method"]) if methods else registry.entries()
+    found = {name: entry for name, entry in registry.entries().items() if entry.cls and name in wanted}
     store = ConfigStore.instance()
     for group in ("method", "baseline", "recipe"):
         store.repo.pop(group, None)
@@ -138,13 +144,13 @@ def register() -> None:
     store.store(name=NAME, node=_root())
     for name in baselines.base.names():
         store.store(group="baseline", name=name, node=BaselineOptions(name=name))
-    for entry in registry.entries().values():
-        if entry.cls is not None:
-            with contextlib.suppress(Exception):  # `check` tells whoever chooses it that its fields do not fit Hydra
-                store.store(group="method", name=entry.name, node=entry.cls)
+    for name, entry in found.items():
+        with contextlib.suppress(Exception):  # `check` tells whoever chooses it that its fields do not fit Hydra
+            store.store(group="method", name=name, node=entry.cls)
     store.store(group="recipe", name=NO_RECIPE, node={}, package="_global_")
-    for name, (_, _, values) in recipes().items():
-        store.store(group="recipe", name=name, node={"method": dict(values)}, package="_global_")
+    for name, (method, _, values) in recipes().items():
+        if method in found:
+            store.store(group="recipe", name=name, node={"method": dict(values)}, package="_global_")
 
 
 def _root() -> dict[str, Any]:
@@ -157,10 +163,11 @@ def _root() -> dict[str, Any]:
     return {"defaults": defaults, "cache": str(default_cache()), "hydra": {**folders, "output_subdir": None}}
 
 
-def check(words: Sequence[str], sweep: bool = False, without: Sequence[str] = ()) -> None:
+def check(words: Sequence[str], sweep: bool = False, without: Sequence[str] = ()) -> list[str]:
     """Judge the ``key=value`` words before Hydra composes them: UserError with one sentence on the first bad one.
 
-    ``sweep``: several values of one key are several runs. ``without``: options that this command has not.
+    ``sweep``: several values of one key are several runs. ``without``: options that this command has not. Returns the
+    methods that the words choose; none where they are not listed one by one.
     """
     chosen: dict[str, list[Any]] = {"recipe": [None], "budget": [None], **{k: [v] for k, v in DEFAULTS.items()}}
     fields = []
@@ -184,6 +191,7 @@ def check(words: Sequence[str], sweep: bool = False, without: Sequence[str] = ()
         for recipe, budget in itertools.product(chosen["recipe"], chosen["budget"]):
             _check_recipe(recipe, method, baseline)
             _check_budget(budget, baseline)
+    return chosen["method"]
 
 
 def quoted(words: Iterable[str]) -> list[str]:
@@ -221,6 +229,8 @@ def _parse(words: Sequence[str]) -> list[Override]:
 
 def _values(override: Override, sweep: bool) -> list[Any]:
     """The value of a word, or all its values where it sweeps over several."""
+    from hydra.core.override_parser.types import Glob
+
     if not override.is_sweep_override():
         return [override.value()]
     key, word = override.key_or_group, override.input_line
@@ -229,7 +239,24 @@ def _values(override: Override, sweep: bool) -> list[Any]:
         raise UserError(f"'{word}' gives {key} several values: {mend}.")
     if not override.is_discrete_sweep():
         return []
+    if isinstance(override.value(), Glob):
+        return _matching(override)
     return [_parse([f"{key}={text}"])[0].value() for text in override.sweep_string_iterator()]
+
+
+def _matching(override: Override) -> list[str]:
+    """The names that a word like method=glob(*_pruning) takes; UserError where it takes none."""
+    groups = {
+        "method": [entry.name for entry in registry.entries().values() if entry.cls],
+        "baseline": baselines.base.names(),
+        "recipe": [NO_RECIPE, *recipes()],
+    }
+    key, word = override.key_or_group, override.input_line
+    if key not in groups:
+        raise UserError(f"'{word}' matches names, and {key} has none: list its values ({', '.join(groups)} take glob).")
+    if not (found := override.value().filter(groups[key])):
+        raise UserError(f"'{word}' matches no {key}. {registry.one_of(groups[key])}")
+    return found
 
 
 def _check_option(key: str, value: object, without: Sequence[str]) -> None:

@@ -153,6 +153,11 @@ def test_a_sweep_runs_every_combination(runs, tmp_path, capsys):
     assert os.listdir(tmp_path / "work") == [] and capsys.readouterr().err == ""
 
 
+def test_a_sweep_over_a_pattern_runs_what_it_matches(runs, tmp_path):
+    assert cli.main(["run", "-m", "method=glob(dem*)", "seed=0,1"]) == 0
+    assert [(type(cfg.method).__name__, cfg.seed) for cfg in runs] == [("Demo", 0), ("Demo", 1)]
+
+
 def test_one_bad_run_of_a_sweep_stops_no_other(runs, capsys):
     assert "method.rate=1.5: The rate 1.5 lies" in complaint(capsys, "run", "-m", "method=demo", "method.rate=1.5,0.5")
     assert [cfg.method.rate for cfg in runs] == [0.5]

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 from hydra import compose, initialize
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from baselines import base
@@ -135,6 +136,34 @@ def test_a_configuration_can_be_sent_to_another_process():
     assert pickle.loads(pickle.dumps(cfg)) == cfg
 
 
+def names_in_store(group):
+    return {name.removesuffix(".yaml") for name in ConfigStore.instance().repo[group]}
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        (["seed=1"], {"dense"}),
+        (["method=demo"], {"demo", "dense"}),
+        (["method=demo,dense"], {"demo", "dense"}),
+        (["method=glob(*m*)"], {"demo", "dense"}),
+        (["method=glob(d*, exclude=*o)"], {"dense"}),
+    ],
+)
+def test_the_store_holds_the_chosen_methods_the_default_and_their_recipes(words, chosen):
+    config.register(config.check(words, sweep=True))
+    recipes = {name for name, (method, *_) in config.recipes().items() if method in chosen}
+    assert names_in_store("method") == chosen and bool(recipes) == ("demo" in chosen)
+    assert names_in_store("recipe") == {config.NO_RECIPE, *recipes}
+
+
+def test_a_configuration_does_not_depend_on_what_else_the_store_holds():
+    words = ["method=demo", "seed=3"]
+    among_all = made(*words)
+    config.register(["demo"])
+    assert made(*words) == among_all
+
+
 def test_installed_methods_get_their_recipe_and_travel(monkeypatch):
     monkeypatch.setattr(registry, "ROOT", registry.INSTALLED)
     config.register()
@@ -150,6 +179,16 @@ def test_installed_methods_get_their_recipe_and_travel(monkeypatch):
 
 def test_every_option_has_its_help():
     assert set(config.HELP) == set(config.options())
+
+
+def test_a_glob_is_for_names_and_matches_some():
+    assert config.check(["method=demo", "recipe=glob(*gentle)", "baseline=vgg16_mnist5k"], sweep=True) == ["demo"]
+    assert refused("method=glob(x*)", sweep=True) == (
+        "'method=glob(x*)' matches no method. Choose one of: demo, dense, odd."
+    )
+    assert refused("recipe=glob(*gentle)", sweep=True).startswith("The recipe 'demo-vgg16_mnist5k-gentle'")
+    assert refused("seed=glob(*)", sweep=True).startswith("'seed=glob(*)' matches names, and seed has none:")
+    assert refused("method=glob(*)").startswith("'method=glob(*)' gives method several values: add -m")
 
 
 def test_unknown_names():
