@@ -582,13 +582,12 @@ class Journal:
             return False
         try:
             self._unpack(kept)
+            self.task._progress.resume(self.task.meter.steps + (0 if path == self.whole else self.fit.done))
         except Exception as error:  # of load_state_dict, and of whatever else does not fit
             raise UserError(
                 f"{path} was kept by other code and does not fit this run: delete {path.parent} and start again."
             ) from error
-        finished = path == self.whole
-        self.task._progress.resume(self.task.meter.steps + (0 if finished else self.fit.done))
-        return finished
+        return path == self.whole
 
     def _unpack(self, kept: dict[str, Any]) -> None:
         """Put everything back to what ``_pack`` kept."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import re
@@ -259,6 +260,14 @@ def _matching(override: Override) -> list[str]:
     return found
 
 
+@functools.cache
+def _schema() -> Any:
+    """The configuration that values are put into to see whether they fit; what it holds does not matter."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(RunConfig)
+
+
 def _check_option(key: str, value: object, without: Sequence[str]) -> None:
     """One option of the run itself: it exists, its value has its type, and names are names."""
     from omegaconf import OmegaConf
@@ -280,7 +289,7 @@ def _check_option(key: str, value: object, without: Sequence[str]) -> None:
             )
         return
     try:
-        OmegaConf.update(OmegaConf.structured(RunConfig), key, value, merge=True)
+        OmegaConf.update(_schema(), key, value, merge=True)
     except OmegaConfBaseException as error:
         raise UserError(_wrong_type(key, value, known[key])) from error
     if key in ALLOWED and value not in ALLOWED[key]:
