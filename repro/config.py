@@ -32,7 +32,7 @@ NO_RECIPE = "none"
 MAX_THREADS = 4096
 DEVICE = re.compile("auto|cpu|(cuda|mps|xpu)(:[0-9]{1,2})?")
 RUN_ID = re.compile("[0-9a-f]{12}")
-ALLOWED = {"device.precision": ("auto", "fp32", "bf16"), "only": ("latency",)}
+ALLOWED = {"device.precision": ("auto", "fp32", "bf16"), "only": ("latency", "untimed")}
 HELP = {
     "method": "what compresses (`python -m repro list` shows all)",
     "baseline": "what is compressed: net, data and training",
@@ -43,7 +43,7 @@ HELP = {
     "cache": "folder of dense and compressed nets (else $REPRO_CACHE, else ~/.cache/repro-compression)",
     "latency": "seconds for each of four latency measurements (0: none; else 2, at budget smoke none)",
     "verbose": "print what every layer costs, before and after",
-    "only": "latency: measure nothing else again",
+    "only": "latency: measure nothing else again (untimed: of records without it)",
     "baseline.weights": "file of dense weights to use instead of training",
     "baseline.teacher": "another teacher than the dense net",
     "data.root": "folder of the data sets (else $REPRO_DATA, else a folder in the cache)",

@@ -167,6 +167,15 @@ def test_latency_alone_can_be_measured_again(tmp_path, monkeypatch):
     assert again.latency["cells"] and replace(again, latency=None) == made and not left
 
 
+def test_latency_is_measured_where_it_is_missing(tmp_path):
+    timed, untimed = (run(config(tmp_path, seed=seed, latency=latency)) for seed, latency in ((0, 0.01), (1, 0.0)))
+    assert timed.latency["cells"] and untimed.latency is None
+    ((path,), left) = measure.refresh(config(tmp_path, latency=0.01, only="untimed"))
+    again = record.load(path)
+    assert again.latency["cells"] and replace(again, latency=None) == untimed and not left
+    assert measure.refresh(config(tmp_path, latency=0.01, only="untimed")) == ([], [])
+
+
 def test_measure_fills_in_the_record_of_a_dense_training(tmp_path):
     made = train_dense(config(tmp_path))
     bare = replace(made.dense, bit_ops=None, onnx_bytes=None)
