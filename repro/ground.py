@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import platform
 import shutil
 import sys
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from baselines.task import Engine, Meter, Task
 from repro.config import default_cache
 from repro.latency import check_seconds
 from repro.locks import alone
+from repro.provenance import device_name
 from repro.record import is_training, parse, plain, replace
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ def engine(ground: Ground) -> Engine:
 def fastest(ground: Ground, device: torch.device) -> tuple[str, bool]:
     """The measured choice for this baseline, device, thread count and torch, from the cache or measured now."""
     path = ground.cache / "speed.json"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    key = f"{ground.baseline.name} | {name} | {torch.get_num_threads()} threads | torch {torch.__version__}"
+    threads = f"{torch.get_num_threads()} threads"
+    key = f"{ground.baseline.name} | {device_name(device)} | {threads} | torch {torch.__version__}"
     known = read_json(path, _are_choices) or {}
     if key not in known:
         example = torch.zeros(1, *ground.data.train.shape())

@@ -8,7 +8,6 @@ with binary layers takes a third turn, with the kernels of ``popcount``, and a c
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from baselines.errors import UserError
 from methods.kit.coding import codings
 from repro import popcount
 from repro.interchange import cores, session, to_onnx
+from repro.provenance import cpu_name
 
 BATCHES = (1, 64)
 SECONDS = 2.0  # for a cell; the four cells of a ResNet-56 take about 8 s
@@ -175,8 +175,5 @@ def _bits(net: nn.Module) -> int:
 
 
 def processor() -> str:
-    """The CPU by name, where the system gives one, and the cores that this process may use."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {cores()} cores"
+    """The CPU by name and the cores that this process may use."""
+    return f"{cpu_name()}, {cores()} cores"

@@ -24,14 +24,29 @@ def provenance(ground: Ground, dense_sha256: str, code: str, kit: dict[str, int]
     """Where a number comes from: code, packages, device, data and weights."""
     e = ground.engine
     commit, dirty = git_state()
-    device = torch.cuda.get_device_name(e.device) if e.device.type == "cuda" else f"cpu ({platform.machine()})"
     return {
         "commit": commit, "dirty": dirty, "packages": packages(), "python": platform.python_version(),
-        "device": device, "precision": e.precision, "channels_last": e.channels_last,
+        "device": device_name(e.device), "precision": e.precision, "channels_last": e.channels_last,
         "threads": torch.get_num_threads(), "processes": parallel.world(),
         "data_sha256": ground.data.sha256, "dense_sha256": dense_sha256, "code_hash": code, "kit_versions": kit,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU's name; of a CPU the name and the vector instructions that torch uses, since sums round differently."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    instructions = f", {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else ""
+    return f"{device.type} ({cpu_name()}{instructions})"
+
+
+def cpu_name() -> str:
+    """The CPU by name, where the system gives one, else its kind."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def packages() -> dict[str, str]:

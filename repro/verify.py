@@ -151,7 +151,9 @@ def _check_weights(ground: Ground, old: Record) -> None:
 
 def compare(old: Record, new: Record) -> Verdict:
     """Whether the new record holds up the old one, as exactly as the places of both allow."""
-    if old.stored is None:  # made before that was measured
+    counted = {rule: count for rule, count in new.counted.items() if rule in old.counted}
+    new = dataclasses.replace(new, counted=counted)  # the old one may be from before a rule was there
+    if old.stored is None:  # or before that was measured
         new = dataclasses.replace(new, stored=None)
     one, two = (comparable(record) for record in (old, new))
     differ = [f"{name}: {a} -> {b}" for name, a, b in differences(one, two)]

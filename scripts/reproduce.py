@@ -451,19 +451,24 @@ def stale_among(records: Iterable[Record]) -> set[str]:
     return stale_ids(records, METHODS)
 
 
-def device() -> str:
-    """This machine's device, as records name it."""
+def devices() -> set[str]:
+    """What records call this machine's device; older ones say of a CPU only its kind."""
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+    from repro.provenance import device_name
+
+    if torch.cuda.is_available():
+        return {device_name(torch.device("cuda"))}
+    return {device_name(torch.device("cpu")), f"cpu ({platform.machine()})"}
 
 
 def meters(results: Path, baseline: str = "*", budget: str = "*") -> dict[tuple[str, str, str], float]:
     """The longest run, in seconds, by (method, baseline, budget), of the records made on this kind of device."""
     found: dict[tuple[str, str, str], float] = {}
+    here = devices()
     for folder in sorted((results / "records").glob(f"{baseline}/{budget}")):
         for record in read(folder):
-            if "seconds" in record.meter and record.provenance.get("device") == device():
+            if "seconds" in record.meter and record.provenance.get("device") in here:
                 key = (record.method, record.baseline, record.budget)
                 found[key] = max(found.get(key, 0.0), record.meter["seconds"] + START_UP)
     return found

@@ -320,7 +320,7 @@ def test_a_run_that_outlasts_its_estimate_is_ended_in_time(tmp_path):
 
 
 def test_estimates_come_from_records_of_this_device(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "device", lambda: "here")
+    monkeypatch.setattr(reproduce, "devices", lambda: {"here"})
     job = Job(cell(0.9), 0)
     record(0.1, provenance={"device": "elsewhere"}, meter={"seconds": 9999.0}).save(tmp_path)
     assert reproduce.estimate(job, tmp_path, {}, 7.0) == 7.0
@@ -455,7 +455,7 @@ def test_the_matrix_can_be_listed(capsys):
 
 
 def test_the_totals_of_a_list_are_those_of_each_board(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(reproduce, "device", lambda: "here")
+    monkeypatch.setattr(reproduce, "devices", lambda: {"here"})
     record(0.5, provenance={"device": "here"}, meter={"seconds": 5730.0}).save(tmp_path)
     record(0.4, provenance={"code_hash": "old"}).save(tmp_path)
     other = Cell("dense", "vgg16_mnist5k", "short", (0, 1))

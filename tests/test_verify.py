@@ -1,8 +1,11 @@
 """A record made again is the same record; one that was altered, or stands on something else, is told."""
 
 import json
+import re
+from functools import partial
 
 import pytest
+import torch
 from test_run import config
 
 from baselines.weights import save
@@ -12,6 +15,7 @@ from methods.weight_sharing.deep_compression import DeepCompression
 from repro import record
 from repro.__main__ import main
 from repro.ground import dense_net, prepare
+from repro.provenance import device_name
 from repro.run import run, train_dense
 from repro.verify import comparable, compare, differences
 
@@ -72,6 +76,29 @@ def test_a_record_holds_that_does_not_say_where_the_bits_of_its_file_are(folder,
     assert asked(folder, made) == 0 and "every field is equal" in capsys.readouterr().out
     altered(folder, made, stored=made.stored | {key: made.stored[key] + i for key, i in (("header", 1), ("plain", -1))})
     assert asked(folder, made) == 1 and "stored.header" in capsys.readouterr().out
+
+
+def test_a_record_holds_from_before_a_counting_rule(folder, capsys):
+    made = run(config(folder, budget="smoke", seed=6))
+    rules = sorted(made.counted)
+    assert len(rules) > 1
+    altered(folder, made, counted={rules[0]: made.counted[rules[0]]})
+    assert asked(folder, made) == 0 and "every field is equal" in capsys.readouterr().out
+    altered(folder, made, counted={rules[0]: {**made.counted[rules[0]], "params": 1}})
+    assert asked(folder, made) == 1 and f"counted.{rules[0]}.params: 1 -> " in capsys.readouterr().out
+
+
+def test_another_cpu_is_another_machine(folder, monkeypatch, capsys):
+    """Vector instructions decide the order of sums: torch names them, the kind of processor does not."""
+    made = run(config(folder, budget="smoke", seed=7))
+    compressed = {**made.compressed.__dict__, "top1": made.compressed.top1 - 0.5}
+    for name in ("cpu (x86_64)", "cpu (another, NO AVX)"):
+        altered(folder, made, compressed=compressed, provenance={**made.provenance, "device": name})
+        assert asked(folder, made) == 0
+        assert "holds within 1 points" in (told := capsys.readouterr().out) and "another device" in told
+    for instructions in ("AVX2", "AVX512"):
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", partial(str, instructions))
+        assert re.fullmatch(rf"cpu \(.+, {instructions}\)", device_name(torch.device("cpu")))
 
 
 def test_what_cannot_be_verified_is_told(folder, capsys):
