@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 SEPARATION = 2.0  # combined stds between the dense net and a random control below which a board cannot rank
 NOT_RUN = "not run yet"
 REMOVING = ("filter_pruning", "structured_sparsity", "search")  # families that take structure away
-CONTROLS = {"random_filter": REMOVING, "scratch": REMOVING, "student": ("distillation",)}
-CONTROLS |= {"magnitude": ("weight_pruning", "weight_sharing")}  # which families a control stands beside
+CONTROLS = {  # the families that a control stands beside
+    **dict.fromkeys(("random_filter", "scratch"), REMOVING),
+    "student": ("distillation",),
+    **dict.fromkeys(("magnitude", "random_weight"), ("weight_pruning", "weight_sharing")),
+}
 SPEEDS = {"speedup_batch1": (1, False), "speedup_batch64": (64, True)}  # batch size; one thread, or all
 ZERO = "zero training: top-1 right after compression, no fine-tuning"
 
@@ -383,11 +386,17 @@ def _not_run(first: Record, rows: list[dict], view: _View) -> list[str]:
 
 def _controls(rows: list[dict]) -> list[str]:
     """A remark that names the controls, other than the dense net, which the families call for and which did not run."""
-    here, families = {row["method"] for row in rows if row["n"]}, {row["family"] for row in rows}
+    here, families = {row["method"] for row in rows if row["n"]}, {_takes(row) for row in rows}
     trained = rows[0]["budget"] != "zero"  # where nothing is trained, nothing is trained from scratch
     called = [name for name, beside in CONTROLS.items() if families & {*beside} and (trained or name != "scratch")]
     missing = [name for name in called if name not in here]
     return [f"Controls {NOT_RUN} on this board: {', '.join(missing)}."] if missing else []
+
+
+def _takes(row: dict) -> str:
+    """The family of a row; that of weight pruning where zeros are all that a structure's family left of the weights."""
+    zeros = row["sparsity"] and row["params_reduction"] == 0
+    return "weight_pruning" if zeros and row["family"] in REMOVING else row["family"]
 
 
 def _dense_nets(records: list[Record]) -> list[str]:

@@ -149,9 +149,13 @@ def trained_anew(cells: Iterable[Cell], variants: Iterable[str] = (OWN_RECIPE,))
 
 
 def as_sparse_as(cells: Iterable[Cell]) -> list[Cell]:
-    """The control of weight pruning: by magnitude, as many weights as each of these runs left in every layer."""
+    """The controls of weight pruning: by magnitude and by lot, as many weights as each run left in every layer."""
     settings = {"scope": "parent", "lr": 0.005}
-    return [replace(c, method="magnitude", recipe=NO_RECIPE, settings=settings, parent=c) for c in cells]
+    return [
+        replace(c, method=control, recipe=NO_RECIPE, settings=settings, parent=c)
+        for c in cells
+        for control in ("magnitude", "random_weight")
+    ]
 
 
 def at_rate(cells: Iterable[Cell], rate: float) -> list[Cell]:
@@ -187,7 +191,7 @@ SEARCH = "amc amc/fine_grained abcpruner abcpruner/macs50 combination_pruning"
 DEEP = "deep_compression deep_compression/PQ deep_compression/P"
 BINARY = "binaryconnect binaryconnect/stochastic bnn xnor_net xnor_net/scaled xnor_net/bwn"
 BITS = f"{DEEP} twn twn/layer twn/exact {BINARY}"
-HAN = f"dense han_pruning magnitude/han {DEEP}"
+HAN = f"dense han_pruning magnitude/han random_weight/han {DEEP}"
 GROUPS = "ssl ssl/LeNet-3 ssl/shapes ssl/shapes-5"
 LENET = f"{HAN} twn binaryconnect bnn xnor_net xnor_net/bwn svd"
 CONVNET = "dense twn binaryconnect bnn xnor_net xnor_net/bwn"
@@ -251,6 +255,8 @@ def needed() -> list[Cell]:
         *trained_anew(board("vgg16_mnist5k", "short", "thinet/macs50 network_slimming/macs50")),
         *as_sparse_as(board("vgg16_mnist5k", "short", "han_pruning amc/fine_grained")),
         *board("vgg16fc_mnist5k", "short", FC),
+        *at_rate(as_sparse_as(board("vgg16fc_mnist5k", "short", "combination_pruning combination_pruning/ddpg")), 0.05),
+        *at_rate(as_sparse_as(board("vgg16fc_mnist5k", "short", "combination_pruning/three_sigma")), 0.1),
         *board("resnet56_cifar100", "short", FIG5, (0, 1)),
         Cell("magnitude", "resnet56_cifar100", "short", (0, 1), NO_RECIPE, {"sparsity": 0.8}),
         # by lot, as wide as FIG5's l1_filter leaves every layer, and trained as long at the same rate

@@ -351,6 +351,10 @@ def test_the_head_names_the_controls_that_the_families_call_for():
     assert missing(a_run(), *random_rows()) == ["Controls not run yet on this board: scratch."]
     assert missing(a_run(budget="zero"), a_run(budget="zero", method="random_filter")) == []
     assert missing(a_run(family="distillation")) == ["Controls not run yet on this board: student."]
+    weights = ["Controls not run yet on this board: magnitude, random_weight."]
+    assert missing(a_run(family="weight_pruning")) == weights
+    zeros = replace(measured(92.0), nonzero=500)  # as many parameters as the dense net has
+    assert missing(a_run(family="search", compressed=zeros)) == weights
     assert missing(a_run(family="binarization")) == []
     failed = a_run(method="random_filter", status="diverged", compressed=measured(None, params=500))
     assert missing(a_run(), failed) == missing(a_run())

@@ -139,7 +139,7 @@ def test_controls_start_from_runs_of_the_matrix():
     assert {(c.method, c.parent.method) for c in children.values()} >= {
         *(("random_filter", method) for method in ("thinet", "channel_pruning", "entropy", "apoz", "gal")),
         *(("scratch", "thinet"), ("scratch", "network_slimming")),
-        *(("magnitude", "han_pruning"), ("magnitude", "amc")),
+        *((by, of) for by in ("magnitude", "random_weight") for of in ("han_pruning", "amc", "combination_pruning")),
     }
     for run, cell in children.items():
         assert places[reproduce.run_of(cell.parent)] < places[run] and set(cell.seeds) <= set(cell.parent.seeds)

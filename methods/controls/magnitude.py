@@ -113,6 +113,10 @@ class Magnitude(Method):
             "A small amount of pruning costs no accuracy.", "Sec. 3", Select("magnitude", ("2x", "4x")),
             (Select("dense"),), budgets=("short", "paper"), margin=0.5, verified="recalled, not read again",
         ),
+        Claim(
+            "Where much is pruned, many methods are better than pruning by lot.", "Sec. 3.1",
+            Select("magnitude", ("han",)), (Select("random_weight", ("han",)),), verified="recalled, not read again",
+        ),
     )  # fmt: skip
 
     def compress(self, model: nn.Module, task: Task) -> nn.Module:
