@@ -814,16 +814,23 @@ def many():
     return [dense(), *random_rows(), *fakes((92.0, 92.2), (90.0, 91.0)), a_run(budget="paper"), a_run(budget="zero")]
 
 
-def test_files_depend_on_the_records_alone(tmp_path):
-    first = leaderboard.write(built(many()), tmp_path / "a")
-    second = leaderboard.write(built(many()[::-1]), tmp_path / "b")
-    names = [path.relative_to(tmp_path / "a").as_posix() for path in first]
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """(the folder, the files of the leaderboard in it)."""
+    folder = tmp_path_factory.mktemp("many")
+    return folder, leaderboard.write(built(many()), folder)
+
+
+def test_files_depend_on_the_records_alone(written, tmp_path):
+    folder, first = written
+    second = leaderboard.write(built(many()[::-1]), tmp_path)
+    names = [path.relative_to(folder).as_posix() for path in first]
     pictures = [f"figures/{NET}-{budget}.{kind}" for budget in ("zero", "short", "paper") for kind in ("png", "svg")]
     assert names == ["leaderboard.md", "leaderboard.csv", *pictures]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     picture = first[2].read_bytes()
     assert picture.startswith(b"\x89PNG") and b"Software" not in picture
-    assert sorted(p for p in (tmp_path / "a").rglob("*") if p.is_file()) == sorted(first)
+    assert sorted(p for p in folder.rglob("*") if p.is_file()) == sorted(first)
 
 
 def test_the_csv_holds_numbers_and_every_row(tmp_path):
@@ -835,11 +842,11 @@ def test_the_csv_holds_numbers_and_every_row(tmp_path):
     assert not any(name.startswith("_") for name in boards.frame)
 
 
-def test_the_text_names_its_figures_and_no_place_or_date(tmp_path):
-    leaderboard.write(built(many()), tmp_path)
-    text = (tmp_path / "leaderboard.md").read_text()
+def test_the_text_names_its_figures_and_no_place_or_date(written):
+    folder, _ = written
+    text = (folder / "leaderboard.md").read_text()
     for target in re.findall(r"\]\((.*?)\)", text):
-        assert (tmp_path / target).is_file()
+        assert (folder / target).is_file()
     assert str(Path.home()) not in text and "/work" not in text and not re.search(r"20\d\d-\d\d", text)
 
 
