@@ -170,15 +170,18 @@ def compressed_net(ground: Ground, run_id: str) -> nn.Module:
 def refresh(cfg: RunConfig) -> tuple[list[Path], list[str]]:
     """Measure again the records of ``cfg.baseline`` whose nets are in the cache (or the dense one is given).
 
-    With ``only=untimed`` those without a latency alone, which so can be stopped and started again. The paths of the
-    records written, and a sentence for each one that had to be left as it was.
+    With ``only`` a dense training is none of them, it has no latency; with ``only=untimed`` those without one alone,
+    which so can be stopped and started again. The paths of the records written, and a sentence for each one that had to
+    be left as it was.
     """
     from repro.ground import known_dense, prepare
 
     ground = prepare(cfg)
     paths, left = [], []
     for record in load_all(ground.results)[0]:
-        if record.baseline != ground.baseline.name or (cfg.only == "untimed" and record.latency is not None):
+        if record.baseline != ground.baseline.name or (cfg.only and record.kind == "train"):
+            continue
+        if cfg.only == "untimed" and record.latency is not None:
             continue
         here = dataclasses.replace(ground, cfg=dataclasses.replace(cfg, seed=record.seed), budget=record.budget)
         try:
@@ -199,8 +202,6 @@ def measured_again(ground: Ground, record: Record, dense: Dense) -> Record:
     With ``only`` just the latency. UserError where a net is not in the cache.
     """
     if record.kind == "train":
-        if ground.cfg.only:
-            return record
         before = measured_dense(ground, dense)
         rows = layers(dense.model, dense.model, images(ground))
         return dataclasses.replace(record, dense=before, compressed=before, layers=rows)

@@ -168,6 +168,7 @@ def test_latency_alone_can_be_measured_again(tmp_path, monkeypatch):
 
 
 def test_latency_is_measured_where_it_is_missing(tmp_path):
+    train_dense(config(tmp_path))  # has no latency
     timed, untimed = (run(config(tmp_path, seed=seed, latency=latency)) for seed, latency in ((0, 0.01), (1, 0.0)))
     assert timed.latency["cells"] and untimed.latency is None
     ((path,), left) = measure.refresh(config(tmp_path, latency=0.01, only="untimed"))
