@@ -281,6 +281,8 @@ def needed() -> list[Cell]:
         *at_rate(board("resnet50_imagenette", "short", LATE, (0,), given=True), 0.01),
         *at_rate(finetuned_more(board("resnet50_imagenette", "short", f"{LATE} apoz/macs30", (0,), given=True)), 0.01),
         *board("vgg16_cifar10", "short", f"{TAB4} hrank/oneshot random_filter/hrank hrank", (0, 1), given=True),
+        *at_rate(board("vgg16_cifar10", "short", "gal", (0,), given=True), 0.01),
+        *widths_of(board("vgg16_cifar10", "short", "gal", (0,), given=True)),
         *board("resnet56_cifar100", "short", REPDISTILLER, (0,)),
         *board("resnet56_cifar100", "paper", f"{RESNET56} {REPDISTILLER} l1_filter/weight_sum hrank"),
         *board("vgg16_cifar10", "paper", f"{VGG16} ghostnet hrank/HRank-1 hrank/HRank-3 student kd hrank"),
