@@ -861,13 +861,13 @@ def test_the_check_script_passes_on_pytests_verdict(tmp_path, status, said):
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, code in (("pip", 0), ("ruff", 0), ("pytest", status)):
-        (folder / name).write_text(f"#!/bin/sh\nexit {code}\n")
+        (folder / name).write_text(f"#!/bin/sh\nexit ${{PYTHONDONTWRITEBYTECODE:-{code}}}\n")
         (folder / name).chmod(0o755)
     maker = folder / "python"
     maker.write_text(f'#!/bin/sh\nmkdir -p "$3/bin" && cp {folder}/pip {folder}/ruff {folder}/pytest "$3/bin"\n'
                      f'echo "PATH=$3/bin:\\$PATH" > "$3/bin/activate"\n')  # fmt: skip
     maker.chmod(0o755)
-    environment = {**os.environ, "PYTHON": str(maker), "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "PYTHON": str(maker), "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "9"}
     done = subprocess.run([str(ROOT / ".ci" / "run")], capture_output=True, text=True, env=environment)
     assert done.returncode == (0 if status == 0 else 1)
     assert said in done.stdout + done.stderr
