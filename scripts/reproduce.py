@@ -163,6 +163,11 @@ def at_rate(cells: Iterable[Cell], rate: float) -> list[Cell]:
     return [replace(c, settings={**c.settings, "finetune_lr" if c.method == "gal" else "lr": rate}) for c in cells]
 
 
+def all_at_once(cells: Iterable[Cell]) -> list[Cell]:
+    """Scored and pruned in one step: where 32 layers, each scored from the training images anew, would take hours."""
+    return [replace(c, settings={**c.settings, "layerwise": False}) for c in cells]
+
+
 def as_hrank(shares: Iterable[float], baseline: str, seeds: tuple[int, ...], given: bool = False) -> list[Cell]:
     """The controls of HRank at these shares of the MACs, fine-tuned at its learning rate."""
     cells = [cell for share in shares for cell in without_recipes(share, baseline, "short", seeds, given)]
@@ -278,7 +283,8 @@ def needed() -> list[Cell]:
         *at_macs(30, "resnet50_imagenette", "short", (0,), given=True),
         *as_hrank((0.5, 0.3), "resnet50_imagenette", (0,), given=True),
         *finetuned_more(board("resnet50_imagenette", "short", "network_slimming/macs50 apoz/macs30", (0,), given=True)),
-        *at_rate(board("resnet50_imagenette", "short", LATE, (0,), given=True), 0.01),
+        *all_at_once(board("resnet50_imagenette", "short", "entropy/macs50 entropy/macs30", (0,), given=True)),
+        *at_rate(board("resnet50_imagenette", "short", f"{LATE} thinet/macs50", (0,), given=True), 0.01),
         *at_rate(finetuned_more(board("resnet50_imagenette", "short", f"{LATE} apoz/macs30", (0,), given=True)), 0.01),
         *board("vgg16_cifar10", "short", f"{TAB4} hrank/oneshot random_filter/hrank hrank", (0, 1), given=True),
         *at_rate(board("vgg16_cifar10", "short", "gal", (0,), given=True), 0.01),
