@@ -1,4 +1,4 @@
-"""What a training shows: a bar on a terminal, a plain line a minute in a log, and an estimate of its time."""
+"""What a run shows: a training's bar on a terminal or a line a minute in a log, its time, and how far a search is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.total, self.done, self.here, self.images = 0, 0, 0, 0  # here: steps of this process
-        self.began = self.shown = 0.0
+        self.began = self.shown = time.perf_counter()
         self.bar = None
 
     def whole(self, steps: int) -> None:
@@ -50,6 +50,13 @@ class Progress:
             self.shown = now
             rate = self.images / (now - self.began)
             print(f"step {self.done} of {self.total}, loss {float(loss.detach()):.3f}, {rate:.0f} images/s", flush=True)
+
+    def validated(self, nets: int, top1: float) -> None:
+        """A search has judged so many nets, the last with ``top1`` percent: a line a minute, as no steps are done."""
+        now = time.perf_counter()
+        if self.bar is None and now - self.shown > 60:
+            self.shown = now
+            print(f"{nets} nets validated, the last with {top1:.2f} % right", flush=True)
 
     def _estimate(self, task: Task, seconds: float, images: int) -> None:
         left = seconds * (self.total - self.done)

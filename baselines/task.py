@@ -212,7 +212,9 @@ class Task:
         """top-1 in percent on the fixed tenth of the training set (held out of training with data.holdout=true)."""
         self.meter.validations += 1
         batches = ((self._normalise(x), y) for x, y in self._validation.plain(EVAL_BATCH))
-        return parallel.from_first(accuracy(model, batches)["top1"])
+        top1 = parallel.from_first(accuracy(model, batches)["top1"])
+        self._progress.validated(self.meter.validations, top1)
+        return top1
 
     def cost(self, model: nn.Module) -> Cost:
         """params, nonzero, macs, effective_macs of ``model``: the same counter as the record's."""

@@ -333,6 +333,20 @@ def test_estimate_and_the_shorter_budget(capsys):
     assert "left (" in said and "images/s" in said and "budget=short would take about" in said
 
 
+def test_a_search_says_once_a_minute_how_many_nets_it_has_judged(monkeypatch, capsys):
+    from baselines import progress
+
+    clock = [1000.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])
+    t, model = task(), net()
+    said = []
+    for clock[0] in (1010.0, 1061.0, 1100.0, 1122.0):
+        said.append((f"{t.validate(model):.2f} % right", capsys.readouterr().out))
+    assert [out for _, out in said[::2]] == ["", ""]
+    for nets, (right, out) in ((2, said[1]), (4, said[3])):
+        assert out == f"{nets} nets validated, the last with {right}\n"
+
+
 def test_a_resumed_training_counts_on_and_estimates_what_is_left(monkeypatch, tmp_path):
     """Two calls of 16 and 32 steps, kept behind step 8 of the second one."""
     from baselines.progress import MEASURED, Progress
