@@ -33,6 +33,8 @@ from baselines.data import ArraySplit, Augment, Data, Split
 from baselines.errors import Diverged, UserError
 from baselines.faults import AGAIN, out_of_memory, steps, whole_file
 from baselines.progress import Progress
+from baselines.validations import Validations
+from baselines.weights import digest
 
 VERSION = 1
 SMOKE_STEPS = 4  # optimiser steps of one compress (or one dense training) at budget "smoke"
@@ -120,7 +122,7 @@ class Task:
     """What a method sees: the shape of the problem, training data, the loop, and nothing of the test set.
 
     ``dense`` is the trained baseline (the default teacher). ``journal`` is a folder where every finished ``train``
-    call is kept, so that a killed run continues instead of starting again.
+    call and what ``validate`` found are kept, so that a killed run continues instead of starting again.
     """
 
     def __init__(
@@ -160,6 +162,7 @@ class Task:
         self._asked = 0.0
         self._label = label
         self._progress = Progress()
+        self._validations = Validations(journal / "validations.json") if journal else None
 
     # -- the shape of the problem ------------------------------------------------------------------------------
 
@@ -209,10 +212,23 @@ class Task:
                 yield self._normalise(x), y.to(self.engine.device)
 
     def validate(self, model: nn.Module) -> float:
-        """top-1 in percent on the fixed tenth of the training set (held out of training with data.holdout=true)."""
+        """top-1 in percent on the fixed tenth of the training set (held out of training with data.holdout=true).
+
+        What a killed run's journal holds of a net with these weights, as the so many-th of the run, is not done again.
+        """
+        number, kept = self.meter.validations, self._validations
         self.meter.validations += 1
-        batches = ((self._normalise(x), y) for x, y in self._validation.plain(EVAL_BATCH))
-        top1 = parallel.from_first(accuracy(model, batches)["top1"])
+        name = digest(model.state_dict()) if kept else ""
+        if kept and (found := kept.known(number, name)):
+            top1, seconds = found
+            self.report(earlier_seconds=self.details.get("earlier_seconds", 0.0) + seconds)
+        else:
+            began = time.perf_counter()
+            batches = ((self._normalise(x), y) for x, y in self._validation.plain(EVAL_BATCH))
+            top1 = accuracy(model, batches)["top1"]
+            if kept and parallel.rank() == 0:
+                kept.keep(number, name, top1, time.perf_counter() - began)
+        top1 = parallel.from_first(top1)
         self._progress.validated(self.meter.validations, top1)
         return top1
 

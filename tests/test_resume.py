@@ -1,5 +1,6 @@
 """kill -9 in the middle of a run: started again it ends at the record of the run that nobody killed."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -17,9 +18,11 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from baselines import task as tasks
+from baselines.validations import Validations
 from methods.distillation.fitnets import FitNets
 from methods.filter_pruning.thinet import ThiNet
 from methods.search.abcpruner import ABCPruner
+from methods.search.combination_pruning import CombinationPruning
 from methods.structured_sparsity.gal import GAL
 from methods.weight_sharing.deep_compression import DeepCompression
 from repro import record
@@ -140,6 +143,63 @@ def test_a_damaged_journal_is_told_and_not_used(tmp_path, harm, capsys):
     task(journal=tmp_path).train(got, 2)
     assert "is damaged and is not used" in capsys.readouterr().err
     assert all(torch.equal(a, b) for a, b in zip(want.state_dict().values(), got.state_dict().values(), strict=True))
+
+
+@pytest.fixture
+def judging(monkeypatch):
+    """The number of nets that a task really validates, counted; a function that lets one of them end the process."""
+    measured, last, inner = [], [10**9], tasks.accuracy
+
+    def counted(*words):
+        if len(measured) == last[0]:
+            raise KeyboardInterrupt
+        measured.append(inner(*words))
+        return measured[-1]
+
+    monkeypatch.setattr(tasks, "accuracy", counted)
+    monkeypatch.setattr(Validations, "SECONDS", -1.0)
+    return measured, last
+
+
+def test_a_killed_search_validates_no_net_again(tmp_path, judging):
+    measured, last = judging
+    method = CombinationPruning(mode="ddpg", warmup=2, episodes=4, sparsity=0.5, calibration=100, epochs=1)
+    cfg, folder = [config(tmp_path / name, method, budget="paper") for name in ("whole", "killed")], tmp_path / "killed"
+    want, nets = run(cfg[0]), len(measured)
+    last[0] = nets + 4
+    with pytest.raises(KeyboardInterrupt):
+        run(cfg[1])
+    last[0] = 10**9
+    (path,) = (folder / "cache" / "journal").rglob("validations.json")
+    kept = [seconds for _, _, seconds in json.loads(path.read_text()).values()]
+    del measured[:]
+    made = run(cfg[1])
+    assert (len(kept), len(measured)) == (4, nets - 4) and made.meter["validations"] == nets - 1  # one on test images
+    assert made.details["earlier_seconds"] == pytest.approx(sum(kept)) and not path.exists()
+    assert not list(differences(comparable(want), only_record(folder)))
+
+
+def test_a_net_is_validated_anew_at_another_place_or_with_other_weights(tmp_path, judging):
+    measured, _ = judging
+    first, second, other = net(0), net(1), net(2)
+    before = task(journal=tmp_path)
+    want = [before.validate(model) for model in (first, second)]
+    again = task(journal=tmp_path)
+    assert again.validate(first) == want[0] and len(measured) == 2
+    assert again.validate(other) == measured[-1]["top1"] and len(measured) == 3
+    assert again.validate(second) == want[1] and len(measured) == 4
+    assert task().validate(first) == want[0] and len(measured) == 5  # without a journal
+    third = task(journal=tmp_path)
+    assert [third.validate(model) for model in (first, other, second)] == [want[0], measured[2]["top1"], want[1]]
+    assert len(measured) == 5 and first.training
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", '{"0": ["a", 1.0]}', '{"0": ["a", "b", 1.0]}', "\udcff"])
+def test_damaged_validations_are_told_and_not_used(tmp_path, judging, content, capsys):
+    (tmp_path / "validations.json").write_text(content, errors="surrogateescape")
+    assert task(journal=tmp_path).validate(net()) == judging[0][0]["top1"]
+    assert "is damaged and is not used" in capsys.readouterr().err
+    assert task(journal=tmp_path).validate(net()) == judging[0][0]["top1"] and len(judging[0]) == 1
 
 
 def test_the_journal_belongs_to_what_its_numbers_come_from(tmp_path):
